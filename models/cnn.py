@@ -4,6 +4,8 @@ Written from the papers; the layer names follow torchvision so that its state di
 is only imported when a model is built. Inputs are float32 [batch, 3, height, width], outputs logits [batch, classes].
 """
 
+# mypy: allow-subclassing-any
+
 from __future__ import annotations
 
 from collections import OrderedDict
