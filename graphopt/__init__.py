@@ -1,0 +1,43 @@
+"""graphopt: a graph-level optimizing compiler for neural networks.
+
+The public names are loaded on first use, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from graphopt.errors import GraphoptError
+    from graphopt.frontends.onnx import load, save
+    from graphopt.ir.builder import NoMatch
+    from graphopt.manager.base import Pass
+    from graphopt.manager.pattern import RewritePass
+    from graphopt.manager.worklist import NodePass
+    from graphopt.target import Runner, Target
+
+_WHERE = {
+    "GraphoptError": "graphopt.errors",
+    "load": "graphopt.frontends.onnx",
+    "save": "graphopt.frontends.onnx",
+    "NoMatch": "graphopt.ir.builder",
+    "Pass": "graphopt.manager.base",
+    "NodePass": "graphopt.manager.worklist",
+    "RewritePass": "graphopt.manager.pattern",
+    "Runner": "graphopt.target",
+    "Target": "graphopt.target",
+}
+__all__ = ["GraphoptError", "NoMatch", "NodePass", "Pass", "RewritePass", "Runner", "Target", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value

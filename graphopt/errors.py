@@ -1,0 +1,55 @@
+"""Every error a user can meet, and the exit code it ends the command with.
+
+A message says what was asked, what is there and what to do; the CLI prints it as one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphoptError(Exception):
+    """A failure that is explained to the user in one line. `exit_code` is the CLI's exit status."""
+
+    exit_code = 2
+
+
+class VerificationError(GraphoptError):
+    """The model breaks an IR rule, or a result differs from the reference beyond its tolerance."""
+
+    exit_code = 1
+
+
+class GateError(GraphoptError):
+    """A gate or `--require-effect` was not met."""
+
+    exit_code = 3
+
+
+class FrozenError(GraphoptError):
+    """`--frozen` found that an input, option or version differs from the manifest."""
+
+    exit_code = 4
+
+
+class PassError(GraphoptError):
+    """A pass raised, or broke a rule of the pass API: a bug in graphopt or in that pass."""
+
+    exit_code = 70
+
+
+class MissingDependency(GraphoptError):
+    """An optional package is needed and is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs a package that is not installed; install it with: pip install "graphopt[{extra}]"')
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean X?' for the nearest known word, or the known words when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known and len(known) <= 40 else ""

@@ -1,0 +1,76 @@
+"""External data: where it may lie, and turning every reference into a checked, memory-mapped tensor.
+
+Data must lie under the model's folder, as given or as resolved, so that caches that keep files as links load and escapes do not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.errors import GraphoptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from graphopt import ir
+
+
+def resolve_external_data(model: ir.Model, path: Path) -> None:
+    """Check every external tensor of the model and point it at its real file.
+
+    Raises:
+        GraphoptError: absolute, outside, missing, or shorter than declared.
+    """
+    import onnx_ir
+
+    roots = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
+    for value, tensor in _external(model):
+        real = _locate(tensor, path, roots)
+        _check_length(tensor, real, path)
+        # Checked here: an empty base folder with an absolute location skips the stricter rule of the library,
+        # which refuses the links of package caches.
+        value.const_value = onnx_ir.ExternalTensor(
+            real, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=""
+        )
+
+
+def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
+    import onnx_ir
+
+    from graphopt.ir.sites import scopes
+
+    for scope in scopes(model):
+        for value in scope.graph.initializers.values():
+            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                yield value, value.const_value
+        for node in scope.graph:
+            for attr in node.attributes.values():
+                if attr.type == onnx_ir.AttributeType.TENSOR and isinstance(attr.value, onnx_ir.ExternalTensor):
+                    raise GraphoptError(f"node {node.name!r}: attribute {attr.name!r} refers to external data; only initializers may")
+
+
+def _locate(tensor: ir.ExternalTensor, path: Path, roots: set[str]) -> str:
+    location = os.fspath(tensor.location)
+    what = f"{path}: external data {location!r} of {tensor.name!r}"
+    if os.path.isabs(location) or "\0" in location:
+        raise GraphoptError(f"{what} is an absolute path; it must lie in the model's folder")
+    given = os.path.normpath(os.path.join(path.parent, location))
+    if os.path.relpath(given, path.parent).startswith(".."):
+        raise GraphoptError(f"{what} lies outside the model's folder")
+    real = os.path.realpath(given)
+    if not any(os.path.commonpath([root, real]) == root for root in roots):
+        raise GraphoptError(f"{what} is a link to a place outside the model's folder")
+    if not os.path.isfile(real):
+        raise GraphoptError(f"{what} is missing; it must lie beside the model")
+    return real
+
+
+def _check_length(tensor: ir.ExternalTensor, real: str, path: Path) -> None:
+    size = os.path.getsize(real)
+    start, length = tensor.offset or 0, tensor.length
+    if length is not None and length != tensor.nbytes:
+        raise GraphoptError(f"{path}: {tensor.name!r} declares {length} bytes of external data, its type and shape need {tensor.nbytes}")
+    if start < 0 or start + tensor.nbytes > size:
+        raise GraphoptError(f"{path}: external data of {tensor.name!r} ends at byte {start + tensor.nbytes}, the file {os.path.basename(real)!r} has {size}")

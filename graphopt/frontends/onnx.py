@@ -1,0 +1,174 @@
+"""Capture of ONNX files: read, check, name every node. The file is not trusted.
+
+Lives here: what a file must fulfil to become IR, and writing IR back as a file. Not here: opset conversion (a pass).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import GraphoptError, VerificationError
+from graphopt.frontends.external import resolve_external_data
+from graphopt.ir import optable, sites
+from graphopt.ir.verifier import verify
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+_MAX_FILE = (1 << 31) - 1
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read an ONNX file (binary protobuf, any standard opset from 7 up) into the IR.
+
+    External weights stay memory-mapped. Every node gets a unique name.
+
+    Raises:
+        GraphoptError: missing, unreadable, not an ONNX model, broken structure, or external data that is missing,
+            too short or outside the model's folder.
+    """
+    path = Path(path)
+    proto = _parse(path, _read(path))
+    if not proto.opset_import:
+        raise GraphoptError(f"{path}: imports no opset, so its ops have no meaning; not a complete ONNX model")
+    model = _to_ir(proto, path)
+    resolve_external_data(model, path)
+    return prepare(model, str(path))
+
+
+def prepare(model: ir.Model, origin: str) -> ir.Model:
+    """Name the nodes, sort them where needed, and check every IR rule.
+
+    Raises:
+        GraphoptError: the model breaks a rule; the message names the place.
+    """
+    _check_opset(model, origin)
+    sites.name_nodes(model)
+    try:
+        verify(model)
+    except VerificationError as error:
+        _sort(model, origin, error)
+    return model
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise GraphoptError(f"{path} is a folder; give the .onnx file in it")
+        size = path.stat().st_size
+        if size == 0:
+            raise GraphoptError(f"{path} is empty; an ONNX file was expected")
+        if size > _MAX_FILE:
+            raise GraphoptError(f"{path} has {size} bytes; protobuf ends at 2 GiB: keep the weights as external data")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise GraphoptError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise GraphoptError(f"{path}: {error.strerror}") from None
+
+
+def _parse(path: Path, data: bytes) -> Any:
+    import google.protobuf.message
+    import onnx
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except google.protobuf.message.DecodeError as error:
+        what = "nested too deep" if "recursion" in str(error).lower() else "truncated or no protobuf"
+        raise GraphoptError(f"{path}: not an ONNX model ({what}); {_look(data)}") from None
+    if not proto.HasField("graph"):
+        raise GraphoptError(f"{path}: not an ONNX model (it has no graph); {_look(data)}")
+    return proto
+
+
+def _look(data: bytes) -> str:
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:256]):
+        return f"it is a text file that begins with {data[:24].decode('ascii', 'replace')!r}"
+    return f"its {len(data)} bytes begin with {data[:8].hex(' ')}"
+
+
+def _to_ir(proto: Any, path: Path) -> ir.Model:
+    import logging
+
+    import onnx_ir
+
+    _check_data_sizes(proto, path)
+    # Undefined inputs are reported by our verifier with the site; onnx_ir's own log line would come first.
+    logger = logging.getLogger("onnx_ir.serde")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return onnx_ir.from_proto(proto)
+    except RecursionError:
+        raise GraphoptError(f"{path}: its subgraphs are nested too deep to be read") from None
+    except Exception as error:  # the deserializer meets arbitrary bytes; whatever it says, the file is at fault
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise GraphoptError(f"{path}: not a valid ONNX model: {' '.join(str(cause).split())[:300]}") from None
+    finally:
+        logger.setLevel(level)
+
+
+def _check_data_sizes(proto: Any, path: Path) -> None:
+    import math
+
+    import onnx_ir
+
+    for tensor in proto.graph.initializer:
+        if any(dim < 0 for dim in tensor.dims):
+            raise GraphoptError(f"{path}: initializer {tensor.name!r} has a negative dimension")
+        if tensor.data_location == 1 or not tensor.HasField("raw_data") or tensor.data_type in (0, 8):
+            continue
+        bits = onnx_ir.DataType(tensor.data_type).bitwidth
+        wanted = (math.prod(tensor.dims) * bits + 7) // 8
+        if len(tensor.raw_data) != wanted:
+            raise GraphoptError(f"{path}: initializer {tensor.name!r} declares {wanted} bytes and holds {len(tensor.raw_data)}")
+
+
+def _check_opset(model: ir.Model, origin: str) -> None:
+    version = model.opset_imports.get("", 0)
+    if version and not 7 <= version <= optable.newest_opset():
+        raise GraphoptError(f"{origin}: opset {version}; supported are 7 to {optable.newest_opset()}")
+
+
+def _sort(model: ir.Model, origin: str, first: VerificationError) -> None:
+    """Sort the nodes when only their order is at fault; else report the broken rule."""
+    try:
+        for scope in sites.scopes(model):
+            if scope.path == "" or scope.function is not None:
+                scope.graph.sort()
+        verify(model)
+    except ValueError:
+        raise GraphoptError(f"{origin}: the graph has a cycle ({first})") from None
+    except VerificationError as error:
+        raise GraphoptError(f"{origin}: {error}") from None
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file (64 hex digits), read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def save(model: ir.Model, path: str | Path, external_data: str = "auto") -> tuple[str, ...]:
+    """Write an ONNX file, atomically; return the names of the files written.
+
+    Args:
+        model: The model; it is not changed.
+        path: The `.onnx` file; large weights go to `<name>.data` beside it.
+        external_data: "auto" (from 1 GiB of weights on, or when the model came with external data), "always", "never".
+
+    Raises:
+        GraphoptError: the folder is not writable, the disk is full, or "never" with more than 2 GiB.
+    """
+    from graphopt.frontends.writer import write
+
+    return write(model, Path(os.fspath(path)), external_data)

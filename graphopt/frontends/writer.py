@@ -1,0 +1,84 @@
+"""Writing a model: protobuf and weights to temporary files in the target folder, then renamed into place together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.errors import GraphoptError
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+_AUTO_BYTES = 1 << 30
+_PROTOBUF_BYTES = (1 << 31) - (64 << 20)
+_THRESHOLD = 1024
+
+
+def write(model: ir.Model, path: Path, external_data: str) -> tuple[str, ...]:
+    """See frontends.onnx.save."""
+    from graphopt.manager.instruments import model_bytes
+
+    size = model_bytes(model)
+    if external_data == "never" and size > _PROTOBUF_BYTES:
+        raise GraphoptError(f"{path}: {size} bytes of weights do not fit into one protobuf file; use --external-data auto")
+    apart = external_data == "always" or (external_data == "auto" and (size > _AUTO_BYTES or _has_external(model)))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = path.with_name(f"{path.name}.data")
+    temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
+    try:
+        _serialize(model, temporary, temporary_data.name if apart else None, data.name)
+        if apart and temporary_data.exists():
+            os.replace(temporary_data, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise GraphoptError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary_data.unlink(missing_ok=True)
+    return (path.name, data.name) if apart and data.exists() else (path.name,)
+
+
+def _has_external(model: ir.Model) -> bool:
+    import onnx_ir
+
+    return any(isinstance(v.const_value, onnx_ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values())
+
+
+def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -> None:
+    import onnx_ir
+    from onnx_ir import external_data
+
+    values = [v for graph in model.graphs() for v in graph.initializers.values()]
+    tensors = [v.const_value for v in values]
+    try:
+        if data is not None:
+            external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_THRESHOLD)
+        else:
+            for value in values:
+                if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                    value.const_value = onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+        proto = onnx_ir.to_proto(model)
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+    if data is not None:
+        for graph in _graphs(proto.graph):
+            for tensor in graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = final_data
+    with open(path, "wb") as file:
+        file.write(proto.SerializeToString(deterministic=True))
+
+
+def _graphs(graph: object) -> list:  # type: ignore[type-arg]
+    found = [graph]
+    for node in graph.node:  # type: ignore[attr-defined]
+        for attr in node.attribute:
+            if attr.HasField("g"):
+                found.extend(_graphs(attr.g))
+            for inner in attr.graphs:
+                found.extend(_graphs(inner))
+    return found

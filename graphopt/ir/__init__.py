@@ -1,0 +1,24 @@
+"""The IR is onnx_ir's object model, re-exported, with what it lacks beside it.
+
+Nothing heavy is imported until a name is used: listing passes must not pay for onnx_ir.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnx_ir import *  # noqa: F403
+
+# Newest standard opset that ONNX Runtime 1.23+, torch's exporter and the version converter share (docs/dev/facts.md).
+WORKING_OPSET = 21
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    import onnx_ir
+
+    value = getattr(onnx_ir, name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,118 @@
+"""Structural hash and equality of models: what they compute, not what their inner values are called.
+
+`fingerprint` is the cheap in-memory cousin: it tells whether anything was mutated since it was taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from graphopt.ir import sites
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+_CHUNK = 16 << 20
+
+
+def fingerprint(model: ir.Model) -> int:
+    """A number that changes when nodes, edges, attributes, initializers or the interface are mutated (object identity)."""
+    parts: list[Any] = []
+    for scope in sites.scopes(model):
+        graph = scope.graph
+        parts.append((tuple(map(id, graph.inputs)), tuple(map(id, graph.outputs))))
+        parts.append(tuple((name, id(v), id(v.const_value)) for name, v in graph.initializers.items()))
+        for node in graph:
+            attrs = tuple(id(a) for a in node.attributes.values()) if node.attributes else ()
+            parts.append((id(node), node.op_type, tuple(map(id, node.inputs)), attrs))
+    return hash(tuple(parts))
+
+
+def structural_hash(model: ir.Model) -> str:
+    """SHA-256 over ops, attributes, edges, weights and the interface. Inner names, docs and metadata do not count.
+
+    Returns:
+        64 hex digits. Weights are read in pieces, so a memory-mapped model stays mapped.
+    """
+    digest = hashlib.sha256()
+    digest.update(repr(sorted(model.opset_imports.items())).encode())
+    _hash_graph(digest, model.graph, {}, names=True)
+    for key in sorted(model.functions):
+        function = model.functions[key]
+        digest.update(repr((key, sorted(function.opset_imports.items()), sorted(function.attributes))).encode())
+        _hash_graph(digest, function.graph, {}, names=False)
+    return digest.hexdigest()
+
+
+def equal(a: ir.Model, b: ir.Model) -> bool:
+    """True when both models are the same up to inner names, docs and metadata."""
+    return structural_hash(a) == structural_hash(b)
+
+
+def _hash_graph(digest: Any, graph: ir.Graph, outer: dict[int, str], *, names: bool) -> None:
+    label = dict(outer)
+    depth = len(outer)
+    for index, value in enumerate(graph.inputs):
+        label[id(value)] = f"i{depth}.{index}"
+        digest.update(f"in {value.name if names else ''} {value.type} {value.shape};".encode())
+    for index, node in enumerate(graph):
+        operands = [_operand(digest, value, label) for value in node.inputs]
+        digest.update(f"{node.domain}::{node.op_type}:{node.overload} {operands} -> {len(node.outputs)};".encode())
+        for name in sorted(node.attributes):
+            _hash_attr(digest, node.attributes[name], label)
+        for slot, output in enumerate(node.outputs):
+            label[id(output)] = f"n{depth}.{index}.{slot}"
+    for value in graph.outputs:
+        ref = _operand(digest, value, label)
+        digest.update(f"out {value.name if names else ''} {ref} {value.type} {value.shape};".encode())
+
+
+def _operand(digest: Any, value: ir.Value | None, label: dict[int, str]) -> str:
+    if value is None:
+        return "-"
+    known = label.get(id(value))
+    if known is None:
+        known = label[id(value)] = f"c:{tensor_digest(value.const_value)}" if value.const_value is not None else f"?{value.name}"
+    return known
+
+
+def _hash_attr(digest: Any, attr: ir.Attr, label: dict[int, str]) -> None:
+    from graphopt import ir
+
+    digest.update(f"@{attr.name}:{attr.type.name}".encode())
+    if attr.is_ref():
+        digest.update(f"ref {attr.ref_attr_name}".encode())
+    elif attr.type == ir.AttributeType.GRAPH:
+        _hash_graph(digest, attr.as_graph(), label, names=False)
+    elif attr.type == ir.AttributeType.GRAPHS:
+        for graph in attr.as_graphs():
+            _hash_graph(digest, graph, label, names=False)
+    elif attr.type == ir.AttributeType.TENSOR:
+        digest.update(tensor_digest(attr.as_tensor()).encode())
+    elif attr.type == ir.AttributeType.TENSORS:
+        for tensor in attr.as_tensors():
+            digest.update(tensor_digest(tensor).encode())
+    else:
+        digest.update(repr(attr.value).encode())
+
+
+def tensor_digest(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of dtype, shape and contents (64 hex digits), read in pieces of 16 MiB."""
+    from graphopt import ir
+
+    digest = hashlib.sha256(f"{tensor.dtype.name}{list(tensor.shape.numpy())}".encode())
+    if tensor.dtype == ir.DataType.STRING:
+        for item in tensor.numpy().reshape(-1).tolist():
+            raw = item if isinstance(item, bytes) else str(item).encode()
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+        return digest.hexdigest()
+    array = tensor.numpy()
+    if array.nbytes <= _CHUNK or tensor.dtype.bitwidth < 8:
+        digest.update(tensor.tobytes())
+        return digest.hexdigest()
+    flat = array.reshape(-1)
+    step = max(1, _CHUNK // array.itemsize)
+    for start in range(0, flat.size, step):
+        digest.update(flat[start : start + step].tobytes())
+    return digest.hexdigest()

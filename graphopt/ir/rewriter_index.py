@@ -1,0 +1,33 @@
+"""Where each op stands: an index from (domain, op type) to nodes, in the order they joined the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+
+class OpIndex:
+    """Kept by the Rewriter as nodes come and go, so that a pass meets only the ops it asks for."""
+
+    def __init__(self, graphs: Iterable[ir.Graph]) -> None:
+        self._nodes: dict[tuple[str, str], dict[ir.Node, None]] = {}
+        for graph in graphs:
+            for node in graph:
+                self.add(node)
+
+    def add(self, node: ir.Node) -> None:
+        self._nodes.setdefault((node.domain, node.op_type), {})[node] = None
+
+    def remove(self, node: ir.Node) -> None:
+        self._nodes.get((node.domain, node.op_type), {}).pop(node, None)
+
+    def of(self, domain: str, *op_types: str) -> list[ir.Node]:
+        """The nodes of these ops now, as a list that survives mutation."""
+        return [node for op_type in op_types for node in self._nodes.get((domain, op_type), ())]
+
+    def ops(self) -> dict[tuple[str, str], int]:
+        """How many nodes of each (domain, op type) there are."""
+        return {key: len(nodes) for key, nodes in self._nodes.items() if nodes}

@@ -1,0 +1,90 @@
+"""Names for places: a site is (scope path, node name), printed `scope/node`.
+
+Plans, remarks and exclusions speak in sites. Lives here: walking scopes, unique names. Not here: mutation rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One graph of a model: the main graph (path ''), a subgraph ('loop_1.body') or a function ('domain::name')."""
+
+    path: str
+    graph: ir.Graph
+    function: ir.Function | None = None
+
+
+def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs that are attributes of a node, by attribute name."""
+    from graphopt import ir
+
+    for name, attr in node.attributes.items():
+        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
+            yield name, attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
+            for index, graph in enumerate(attr.as_graphs()):
+                yield f"{name}[{index}]", graph
+
+
+def scopes(model: ir.Model) -> Iterator[Scope]:
+    """Every graph of the model, outer before inner, main graph first."""
+    yield from _nested("", model.graph, None)
+    for function in model.functions.values():
+        yield from _nested(f"{function.domain}::{function.name}", function.graph, function)
+
+
+def _nested(path: str, graph: ir.Graph, function: ir.Function | None) -> Iterator[Scope]:
+    stack = [Scope(path, graph, function)]
+    while stack:
+        scope = stack.pop()
+        yield scope
+        inner = [
+            Scope(f"{scope.path}/{node.name}.{name}".lstrip("/"), sub, function)
+            for node in scope.graph
+            if node.attributes
+            for name, sub in subgraphs(node)
+        ]
+        stack.extend(reversed(inner))
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of every graph and function."""
+    for scope in scopes(model):
+        yield from scope.graph
+
+
+def count_nodes(model: ir.Model) -> int:
+    """Number of nodes, subgraphs and functions counted."""
+    return sum(len(scope.graph) for scope in scopes(model))
+
+
+def name_nodes(model: ir.Model) -> int:
+    """Give every unnamed or doubly named node a unique name (`op_type_N`); return how many were named."""
+    named = 0
+    for scope in scopes(model):
+        seen: set[str] = set()
+        counts: dict[str, int] = {}
+        repeated = []
+        for node in scope.graph:
+            if not node.name or node.name in seen:
+                repeated.append(node)
+            else:
+                seen.add(node.name)
+        for node in repeated:
+            base = node.name or node.op_type
+            number = counts.get(base, 0)
+            while f"{base}_{number}" in seen:
+                number += 1
+            counts[base] = number + 1
+            node.name = f"{base}_{number}"
+            seen.add(node.name)
+            named += 1
+    return named

@@ -1,0 +1,101 @@
+"""What a pass is handed: the rewriter, the analyses, the target's capabilities, an evaluator, and a place for remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graphopt.errors import PassError
+from graphopt.ir.constants import MAX_BYTES
+from graphopt.ir.rewriter import Rewriter
+from graphopt.manager.remarks import Remarks
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+    from graphopt.analysis.ranges import Ranges
+    from graphopt.analysis.shapes import Shapes
+
+
+class Capabilities(Protocol):
+    """What passes may ask of a target (graphopt.target.Target offers it)."""
+
+    def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None: ...
+
+
+Evaluator = Callable[["ir.Model", Mapping[str, "np.ndarray"]], "dict[str, np.ndarray]"]
+"""Runs a small model on feeds with the runtime's optimizations off, isolated; handed in by the driver."""
+
+
+class Context:
+    """Lives as long as one pipeline run."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        target: Capabilities | None = None,
+        evaluate: Evaluator | None = None,
+        limit: int | None = None,
+        max_bytes: int = MAX_BYTES,
+        max_growth: float = 1.1,
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.evaluate = evaluate
+        self.max_bytes = max_bytes
+        self.max_growth = max_growth
+        self.remarks = Remarks()
+        self.rewriter = Rewriter(model, limit=limit)
+        self.pass_name = ""
+        self._analyses: dict[str, Any] = {}
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the model as it is now; inferred on first use, then kept by the rewriter."""
+        return self.analysis("shapes")
+
+    @property
+    def ranges(self) -> Ranges:
+        return self.analysis("ranges")
+
+    def analysis(self, name: str) -> Any:
+        """The named analysis, computed when it is not there or was dropped."""
+        if name not in self._analyses:
+            self._analyses[name] = self._compute(name)
+        return self._analyses[name]
+
+    def _compute(self, name: str) -> Any:
+        if name == "shapes":
+            from graphopt.analysis.shapes import Shapes
+
+            shapes = Shapes(self.model)
+            shapes.infer()
+            self.rewriter.shapes = shapes
+            return shapes
+        if name == "ranges":
+            from graphopt.analysis.ranges import Ranges
+
+            return Ranges(self.model, self.shapes)
+        raise PassError(f"pass {self.pass_name!r} needs an analysis {name!r}; there are: shapes, ranges")
+
+    def keep_only(self, names: Sequence[str]) -> None:
+        """Drop every analysis that is not named."""
+        for name in list(self._analyses):
+            if name not in names:
+                del self._analyses[name]
+                if name == "shapes":
+                    self.rewriter.shapes = None
+
+    def supports(self, op_type: str, domain: str = "", dtype: str | None = None) -> str | None:
+        """None when the op may be emitted: the target has a kernel, or no target is set and the op is standard."""
+        version = self.model.opset_imports.get(domain, 1)
+        if self.target is None:
+            return None if domain == "" else f"no target is set, so only standard ops are emitted, not {domain}::{op_type}"
+        return self.target.supports(domain, op_type, version, dtype)
+
+    def note(self, reason: str, node: ir.Node | None = None) -> None:
+        """A remark about the run as a whole, or about one node."""
+        site, op = (self.rewriter.site(node), node.op_type) if node is not None else ("", "")
+        self.remarks.note(self.pass_name, reason, site, op)

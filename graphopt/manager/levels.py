@@ -1,0 +1,75 @@
+"""Named pipelines: `O0` (nothing), `O1` (exact only), `O2` (the default), `O3` (everything non-lossy), by stage.
+
+A pass joins by its `stage` and `level`, a third-party one too. `@simplify` and the like are single stages.
+"""
+
+from __future__ import annotations
+
+from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.manager import registry
+from graphopt.manager.base import STAGES, Pass
+from graphopt.spec import Spec
+
+LEVELS = ("O0", "O1", "O2", "O3")
+# Stages whose rules feed each other; they run until nothing changes.
+_REPEATED = {"simplify": 8, "fuse-portable": 4, "fuse-target": 2}
+
+
+def is_named(name: str) -> bool:
+    return name in LEVELS or name.startswith("@")
+
+
+def expand(spec: Spec) -> Pipeline:
+    """The pipeline behind a name.
+
+    Raises:
+        GraphoptError: there is no such named pipeline.
+    """
+    names = [*LEVELS, *(f"@{stage}" for stage in STAGES)]
+    if spec.name not in names or spec.options:
+        raise GraphoptError(f"there is no named pipeline {str(spec)!r}{did_you_mean(spec.name, names)}")
+    if spec.name.startswith("@"):
+        return Pipeline(tuple(_stage(spec.name[1:], 3)))
+    return for_level(int(spec.name[1:]))
+
+
+def for_level(level: int) -> Pipeline:
+    """The pipeline of `-O<level>`: the stages in order, then simplify once more to clean up after fusions."""
+    if level == 0:
+        return Pipeline()
+    items = [item for stage in STAGES for item in _stage(stage, level)]
+    fused = any(_members(stage, level) for stage in STAGES[STAGES.index("fuse-portable") :])
+    return Pipeline((*items, *(_stage("simplify", level) if fused else ())))
+
+
+def _stage(stage: str, level: int) -> list[Pass | Fix]:
+    members = _members(stage, level)
+    if not members:
+        return []
+    rounds = _REPEATED.get(stage)
+    return [Fix(tuple(members), rounds)] if rounds else list(members)
+
+
+def _members(stage: str, level: int) -> list[Pass]:
+    chosen = {
+        name: cls
+        for name, cls in registry.passes().items()
+        if cls.stage == stage and cls.level is not None and cls.level <= level and (level >= 2 or cls.tolerance == "exact")
+    }
+    return [chosen[name]() for name in _ordered(chosen)]
+
+
+def _ordered(chosen: dict[str, type[Pass]]) -> list[str]:
+    """Topological by `after`, then by name."""
+    done: list[str] = []
+    waiting = sorted(chosen)
+    while waiting:
+        ready = next((name for name in waiting if not any(first in waiting for first in chosen[name].after)), None)
+        if ready is None:
+            raise GraphoptError(f"the order rules of these passes contradict each other: {', '.join(waiting)}")
+        waiting.remove(ready)
+        done.append(ready)
+    return done
+
+
+from graphopt.manager.pipeline import Fix, Pipeline  # noqa: E402  (pipeline text and named pipelines know each other)

@@ -1,0 +1,149 @@
+"""Finds passes and targets: built-in ones by walking the folders, other people's through entry points and `--load`.
+
+Listing imports neither onnx nor onnx_ir; a broken plug-in is reported, not fatal.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.manager.base import Pass, is_concrete
+from graphopt.spec import Spec, build
+
+_loaded: dict[str, type[Pass]] = {}
+
+
+def _walk(package: str) -> list[ModuleType]:
+    root = importlib.import_module(package)
+    names = [info.name for info in pkgutil.walk_packages(root.__path__, f"{package}.") if not info.name.rsplit(".", 1)[-1].startswith(("_", "make_", "worker"))]
+    return [importlib.import_module(name) for name in sorted(names)]
+
+
+def _classes(module: ModuleType) -> list[type[Pass]]:
+    return [cls for _, cls in inspect.getmembers(module, is_concrete) if cls.__module__ == module.__name__]
+
+
+@functools.cache
+def _builtin() -> dict[str, type[Pass]]:
+    table: dict[str, type[Pass]] = {}
+    for module in _walk("graphopt.passes"):
+        for cls in _classes(module):
+            if cls.name in table:
+                raise GraphoptError(f"two passes are called {cls.name!r}: {table[cls.name].__module__} and {cls.__module__}")
+            table[cls.name] = cls
+    return table
+
+
+@functools.cache
+def _plugins() -> tuple[dict[str, type[Pass]], tuple[str, ...]]:
+    table: dict[str, type[Pass]] = {}
+    problems = []
+    for entry in importlib.metadata.entry_points(group="graphopt.passes"):
+        try:
+            cls = entry.load()
+        except Exception as error:  # another package's import may fail in any way; it must not take ours down
+            problems.append(f"plug-in {entry.name!r} ({entry.value}) does not load: {type(error).__name__}: {error}")
+            continue
+        if not is_concrete(cls) or cls.name != entry.name:
+            problems.append(f"plug-in {entry.name!r} ({entry.value}) is not a pass of that name")
+            continue
+        table[cls.name] = cls
+    return table, tuple(problems)
+
+
+def problems() -> tuple[str, ...]:
+    """Plug-ins that could not be loaded, one line each."""
+    return _plugins()[1]
+
+
+def passes() -> dict[str, type[Pass]]:
+    """Every pass by name: built-in, installed plug-ins, and those loaded from files."""
+    return {**_plugins()[0], **_builtin(), **_loaded}
+
+
+def get(name: str) -> type[Pass]:
+    """The pass class of that name.
+
+    Raises:
+        GraphoptError: unknown, with the nearest name.
+    """
+    found = passes().get(name)
+    if found is None:
+        raise GraphoptError(f"there is no pass {name!r}{did_you_mean(name, passes()) or '; see: graphopt passes'}")
+    return found
+
+
+def make(spec: Spec) -> Pass:
+    """A pass instance from its spec."""
+    return build(get(spec.name), spec, "pass")
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass class known by its name in this process; usable as a decorator."""
+    if not is_concrete(cls):
+        raise GraphoptError(f"{getattr(cls, '__name__', cls)!r} is not a pass: it needs a `name` and all methods of its base")
+    _loaded[cls.name] = cls
+    return cls
+
+
+def load_file(path: str | Path) -> list[type[Pass]]:
+    """Import a Python file and register the passes it defines (`--load`). The file is code: it runs."""
+    path = Path(path)
+    if not path.is_file():
+        raise GraphoptError(f"--load {path}: there is no such file")
+    module_name = f"graphopt_loaded_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise GraphoptError(f"--load {path}: not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise GraphoptError(f"--load {path}: {type(error).__name__}: {error}") from error
+    found = _classes(module)
+    if not found:
+        raise GraphoptError(f"--load {path}: defines no pass; a pass is a subclass of graphopt.Pass with a `name`")
+    return [register(cls) for cls in found]
+
+
+@functools.cache
+def targets() -> dict[str, Any]:
+    """Every target class by name."""
+    from graphopt.target import Target
+
+    table: dict[str, Any] = {}
+    for module in _walk("graphopt.targets"):
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, Target) and cls.__module__ == module.__name__ and isinstance(cls.__dict__.get("name"), str):
+                table[cls.name] = cls
+    for entry in importlib.metadata.entry_points(group="graphopt.targets"):
+        table.setdefault(entry.name, entry.load())
+    return table
+
+
+def make_target(text: str) -> Any:
+    """A target instance from text such as `cpu` or `onnxruntime{device=cuda}`.
+
+    Raises:
+        GraphoptError: unknown target or option, with the nearest name.
+    """
+    from graphopt.spec import parse_spec
+
+    spec = parse_spec(text)
+    found = targets().get(spec.name)
+    if found is None:
+        raise GraphoptError(f"there is no target {spec.name!r}{did_you_mean(spec.name, targets())}")
+    return build(found, spec, "target")

@@ -1,0 +1,102 @@
+"""What a target and a runner must offer. Implementations live in `targets/`.
+
+A target says what it supports, which pipeline it wants and how a model becomes an artifact. A runner executes
+a model; the same interface serves numerics, calibration and timing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+
+    Feeds = Mapping[str, Any]
+    Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, ONNX type text (`tensor(float)`, `seq(tensor(float))`) and dims (int, symbol or None)."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class Runner(ABC):
+    """Executes one model. It never changes the feeds it is given."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abstractmethod
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        """Return the named outputs (all when None) for feeds by input name.
+
+        Raises:
+            GraphoptError: the runtime refused the model or the feeds, crashed, or ran past its limit.
+        """
+
+    @abstractmethod
+    def with_taps(self, values: Sequence[str]) -> Runner:
+        """Return a runner whose outputs are followed by the named inner values; the interface stays as it is."""
+
+    @abstractmethod
+    def time(self, feeds: Feeds, n: int) -> list[float]:
+        """Run n times; return each run's seconds."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the runtime's memory; the runner cannot be used afterwards."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class CompiledFiles:
+    """What a target wrote: files by role, the one to load, settings for the loader, and what could not be checked."""
+
+    main: str
+    files: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    not_reproducible: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A place where models run. Its fields are its options, as with passes."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None when a model can be run here; else why not and what to install."""
+
+    @abstractmethod
+    def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
+        """None when the target has a kernel for this op (and element type, e.g. 'FLOAT16'); else the reason it has none."""
+
+    @abstractmethod
+    def pipeline(self, level: int) -> str:
+        """The pipeline text of this target at an optimization level 0..3."""
+
+    @abstractmethod
+    def compile(self, model: ir.Model, out: Path) -> CompiledFiles:
+        """Write the runtime's files into the existing folder `out`."""
+
+    @abstractmethod
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
+        """Open a compiled main file (or any ONNX file) for running."""

@@ -1,0 +1,1 @@
+"""Fusions into standard ONNX ops (stage fuse-portable)."""

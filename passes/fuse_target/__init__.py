@@ -1,0 +1,1 @@
+"""Fusions into ONNX Runtime's own ops (stage fuse-target), made only where the target has the kernel."""

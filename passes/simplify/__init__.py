@@ -1,0 +1,1 @@
+"""Rewrites that make a graph smaller without changing what it computes."""
