@@ -1,0 +1,345 @@
+"""Runners: a model in a child process with limits (`OrtRunner`), or in this process (`InProcessRunner`).
+
+    with open_runner(path, SessionSettings(), time_limit=60, memory_limit=4 << 30) as runner:
+        outputs = runner.run(feeds)                  # {name: array}; None outputs of optional type, lists for sequences
+        inner = runner.with_taps(["hidden"])         # same interface, then the named inner values
+        seconds = runner.time(feeds, n=20)
+        runner.load_seconds, runner.memory()["peak_rss"]
+
+A crash, hang or out-of-memory of the runtime is one GraphoptError that names it; the runner is closed then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import graphopt
+from graphopt.errors import GraphoptError, MissingDependency, did_you_mean
+from graphopt.target import Runner, TensorSpec
+from graphopt.targets.onnxruntime.settings import SessionSettings
+
+if TYPE_CHECKING:
+    from graphopt.target import Arrays, Feeds
+    from graphopt.targets.onnxruntime.wire import Channel
+
+# Where external data is looked for when it does not lie beside the model file.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_WORKER = "graphopt.targets.onnxruntime.worker"
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate memory", "Cannot allocate memory")
+
+
+def open_runner(
+    path: Path,
+    settings: SessionSettings | None = None,
+    *,
+    isolate: bool = True,
+    time_limit: float | None = None,
+    memory_limit: int | None = None,
+) -> OrtRunner | InProcessRunner:
+    """Open an ONNX file for running.
+
+    Args:
+        path: the model; external data lies beside it.
+        settings: session options; None for the runtime's defaults.
+        isolate: run in a child process. False is for small trusted graphs (folding) and tests; limits need a child.
+        time_limit: seconds that loading and each request may take; None for no limit.
+        memory_limit: bytes of anonymous memory the child may have; mapped weights do not count.
+
+    Raises:
+        GraphoptError: no such file, ONNX Runtime is missing, or it refuses the model.
+    """
+    import importlib.util
+
+    if not Path(path).is_file():
+        raise GraphoptError(f"there is no model file {path}")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingDependency("running a model", "cpu")
+    settings = settings or SessionSettings()
+    if not isolate:
+        return InProcessRunner(Path(path), settings)
+    return OrtRunner(Path(path), settings, time_limit=time_limit, memory_limit=memory_limit)
+
+
+class _Base(Runner):
+    """What both runners share: the taps, and checks that need no session."""
+
+    def __init__(self, path: Path, settings: SessionSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.load_seconds = 0.0
+        self.providers: tuple[str, ...] = ()
+        self._cleanup: Callable[[], None] | None = None
+
+    def with_taps(self, values: Sequence[str]) -> Runner:
+        """A new runner on a temporary copy of the graph (its weights are referred to, not copied).
+
+        Raises:
+            GraphoptError: a name that is no value of the main graph (did you mean).
+        """
+        from graphopt.targets.onnxruntime.taps import write_tapped
+
+        folder = tempfile.TemporaryDirectory(prefix="graphopt-taps-")
+        config = dict(self.settings.config)
+        config[_WEIGHTS_FOLDER] = str(self._weights_folder())
+        try:
+            tapped = self._reopen(
+                write_tapped(self.path, values, Path(folder.name)), self.settings.replace(config=tuple(config.items()))
+            )
+        except BaseException:
+            folder.cleanup()
+            raise
+        tapped._cleanup = folder.cleanup
+        return tapped
+
+    def close(self) -> None:
+        if self._cleanup is not None:
+            self._cleanup()
+            self._cleanup = None
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the process that holds the model: `rss`, `anonymous`, `peak_rss`, `data`."""
+        raise NotImplementedError
+
+    def _reopen(self, path: Path, settings: SessionSettings) -> _Base:
+        raise NotImplementedError
+
+    def _weights_folder(self) -> Path:
+        return Path(dict(self.settings.config).get(_WEIGHTS_FOLDER, self.path.absolute().parent))
+
+    def _check(self, feeds: Feeds, outputs: Sequence[str] | None) -> None:
+        known = [spec.name for spec in self.inputs]
+        for name in feeds:
+            if name not in known:
+                raise GraphoptError(f"the model has no input {name!r}{did_you_mean(name, known)}")
+        missing = [spec.name for spec in self.inputs if spec.name not in feeds and not spec.type.startswith("optional")]
+        if missing:
+            raise GraphoptError(f"no value is given for input {missing[0]!r}")
+        there = [spec.name for spec in self.outputs]
+        for name in outputs or ():
+            if name not in there:
+                raise GraphoptError(f"the model has no output {name!r}{did_you_mean(name, there)}")
+
+
+class InProcessRunner(_Base):
+    """The model in this process: no start-up cost, no protection."""
+
+    def __init__(self, path: Path, settings: SessionSettings) -> None:
+        from graphopt.targets.onnxruntime.session import Session
+
+        super().__init__(path, settings)
+        self._session: Session | None = Session(path, settings)
+        self.inputs = self._session.inputs
+        self.outputs = self._session.outputs
+        self.load_seconds = self._session.load_seconds
+        self.providers = self._session.providers
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        from graphopt.targets.onnxruntime.wire import pack, unpack
+
+        session = self._open()
+        self._check(feeds, outputs)
+        results = session.run({name: pack(value) for name, value in feeds.items()}, outputs)
+        return {name: unpack(value) for name, value in results.items()}
+
+    def time(self, feeds: Feeds, n: int) -> list[float]:
+        from graphopt.targets.onnxruntime.wire import pack
+
+        session = self._open()
+        self._check(feeds, None)
+        session.bind({name: pack(value) for name, value in feeds.items()})
+        return session.time(n)
+
+    def memory(self) -> dict[str, int]:
+        from graphopt.targets.onnxruntime.session import memory
+
+        return memory()
+
+    def close(self) -> None:
+        self._session = None
+        super().close()
+
+    def _reopen(self, path: Path, settings: SessionSettings) -> InProcessRunner:
+        return InProcessRunner(path, settings)
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise GraphoptError(f"the runner of {self.path} is closed")
+        return self._session
+
+
+class OrtRunner(_Base):
+    """The model in a child process. One request at a time; not for use from several threads at once."""
+
+    def __init__(
+        self, path: Path, settings: SessionSettings, *, time_limit: float | None = None, memory_limit: int | None = None
+    ) -> None:
+        super().__init__(path, settings)
+        self._time_limit = time_limit
+        self._memory_limit = memory_limit
+        self._bound: dict[str, Any] | None = None
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the runner)
+        self._process = _start(self._stderr)
+        self._channel = self._connect()
+        load = {
+            "op": "load",
+            "path": str(path),
+            "settings": settings.to_json(),
+            "data_limit": None if memory_limit is None else memory_limit + _bytes_in(self._weights_folder()),
+        }
+        try:
+            header, _ = self._ask("loading", load)
+        except BaseException:
+            self.close()
+            raise
+        self.inputs = _specs(header["inputs"])
+        self.outputs = _specs(header["outputs"])
+        self.load_seconds = header["load_seconds"]
+        self.providers = tuple(header["providers"])
+        self.memory_after_load: dict[str, int] = header["memory"]
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        from graphopt.targets.onnxruntime.wire import pack, unpack
+
+        self._check(feeds, outputs)
+        packed = {name: pack(value) for name, value in feeds.items()}
+        wanted = list(outputs) if outputs is not None else None
+        _, results = self._ask("running", {"op": "run", "outputs": wanted}, packed)
+        return {name: unpack(value) for name, value in results.items()}
+
+    def time(self, feeds: Feeds, n: int) -> list[float]:
+        """Seconds of each of `n` runs. Feeds are sent and bound once, as long as the same arrays are given."""
+        from graphopt.targets.onnxruntime.wire import pack
+
+        self._check(feeds, None)
+        bound = self._bound
+        if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):
+            self._ask("binding feeds of", {"op": "bind"}, {name: pack(value) for name, value in feeds.items()})
+            self._bound = dict(feeds)
+        header, _ = self._ask("timing", {"op": "time", "n": n})
+        return header["seconds"]
+
+    def memory(self) -> dict[str, int]:
+        return self._ask("measuring", {"op": "memory"})[0]["memory"]
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()  # nothing in the child is worth an orderly end
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        super().close()
+
+    def _reopen(self, path: Path, settings: SessionSettings) -> OrtRunner:
+        return OrtRunner(path, settings, time_limit=self._time_limit, memory_limit=self._memory_limit)
+
+    def _ask(
+        self, doing: str, header: dict[str, Any], values: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        from graphopt.targets.onnxruntime.wire import WireClosed, WireTimeout
+
+        if self._process.returncode is not None:
+            raise GraphoptError(f"the runner of {self.path} is closed")
+        deadline = None if self._time_limit is None else time.monotonic() + self._time_limit
+        try:
+            self._channel.send(header, values, deadline)
+            reply, results = self._channel.receive(deadline)
+        except WireClosed:
+            raise self._died(doing) from None
+        except _OverLimit:
+            self.close()
+            raise GraphoptError(f"{self._over_limit()} while {doing} it; the process was stopped") from None
+        except TypeError as error:
+            raise GraphoptError(f"{doing} {self.path}: {error}") from None
+        except WireTimeout:
+            self.close()
+            raise GraphoptError(
+                f"{doing} {self.path} took over {self._time_limit:g} s and was stopped; "
+                "raise the time limit or use smaller feeds"
+            ) from None
+        if "error" in reply:
+            raise GraphoptError(self._explain(reply["error"]))
+        return reply, results
+
+    def _explain(self, message: str) -> str:
+        if self._memory_limit is not None and any(hint in message for hint in _OUT_OF_MEMORY):
+            return f"{self._over_limit()}: {message}"
+        return message
+
+    def _over_limit(self) -> str:
+        assert self._memory_limit is not None
+        return f"{self.path} needs more than the memory limit of {self._memory_limit / 2**20:.0f} MiB"
+
+    def _connect(self) -> Channel:
+        from graphopt.targets.onnxruntime.wire import Channel
+
+        assert self._process.stdin is not None and self._process.stdout is not None
+        watch = None if self._memory_limit is None else self._watch
+        return Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), watch)
+
+    def _watch(self) -> None:
+        if self._memory_limit is not None and _anonymous(self._process.pid) > self._memory_limit:
+            raise _OverLimit
+
+    def _died(self, doing: str) -> GraphoptError:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        text = self._stderr.read()[-65536:].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        last = f": {lines[-1][:300]}" if lines else ""
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        self.close()
+        return GraphoptError(self._explain(f"ONNX Runtime {how} while {doing} {self.path}{last}"))
+
+
+class _OverLimit(Exception):
+    """The child holds more anonymous memory than it may."""
+
+
+def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    root = str(Path(graphopt.__file__).parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH", "")])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", _WORKER],  # -P: files in the current folder must not replace modules
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        bufsize=0,
+    )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Size of the files in the weights' folder: an upper bound of the weights that the runtime may map."""
+    return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it ended; whoever reads its pipe will notice
+        return 0
+    found = re.search(r"RssAnon:\s+(\d+) kB", text)
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def _specs(items: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, text, None if shape is None else tuple(shape)) for name, text, shape in items)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,245 @@
+"""The ONNX Runtime targets: `onnxruntime{device=cpu|cuda ...}` and its short names `cpu` and `cuda`.
+
+    files = Cpu(threads=2).compile(model, folder)        # model.onnx, and model.onnx.data for large weights
+    runner = Cpu().load(folder / "model.onnx", files.settings)
+
+A machine without the device compiles for it all the same; `CompiledFiles.notes` says what could not be checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from graphopt.errors import GraphoptError
+from graphopt.target import CompiledFiles, Runner, Target
+from graphopt.targets.onnxruntime import kernels
+from graphopt.targets.onnxruntime.runner import open_runner
+from graphopt.targets.onnxruntime.settings import CPU_PROVIDER, SessionSettings
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+# A protobuf message cannot pass 2 GiB; the graph around the weights needs room too.
+_EMBED_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class _OrtTarget(Target):
+    """What all ONNX Runtime targets share: files, loading, and answers from the kernel table."""
+
+    @property
+    @abstractmethod
+    def kernel_device(self) -> kernels.Device:
+        """The column of the kernel table that answers `supports`."""
+
+    @abstractmethod
+    def session_settings(self) -> SessionSettings:
+        """The session options that this target's options stand for; they go into the manifest."""
+
+    def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
+        return kernels.why_not(self.kernel_device, domain, op_type, version, dtype)
+
+    def pipeline(self, level: int) -> str:
+        if level not in range(4):
+            raise GraphoptError(f"there is no optimization level {level}; levels are 0 to 3")
+        return f"O{level}"
+
+    def compile(self, model: ir.Model, out: Path) -> CompiledFiles:
+        """Write `model.onnx` into `out`, its weights beside it in `model.onnx.data` when they are large or external."""
+        files = write_model(model, out)
+        return CompiledFiles(
+            main=MODEL_FILE, files=files, settings=self.session_settings().to_json(), notes=self._notes(model)
+        )
+
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
+        """Open a model in a child process; use `open_runner` for limits or for this process."""
+        return open_runner(path, self.session_settings() if settings is None else SessionSettings.from_json(settings))
+
+    def _notes(self, model: ir.Model) -> tuple[str, ...]:
+        return kernels.place(model, self.kernel_device).notes()
+
+
+@dataclass(frozen=True)
+class Cpu(_OrtTarget):
+    """ONNX Runtime's CPU provider.
+
+    Attributes:
+        threads: threads inside an op; 0 for one per physical core.
+        spinning: idle threads wait actively: faster, at the cost of a busy core.
+        arena: keep freed memory for the next run.
+        prepacking: copy weights into kernel layout at load: faster, twice the memory.
+        denormals_as_zero: flush denormal floats; not exact.
+        precise_u8s8: avoid saturating int8 kernels on CPUs without VNNI.
+    """
+
+    name: ClassVar[str] = "cpu"
+    summary: ClassVar[str] = "ONNX Runtime on the CPU"
+
+    threads: int = 0
+    spinning: bool = True
+    arena: bool = True
+    prepacking: bool = True
+    denormals_as_zero: bool = False
+    precise_u8s8: bool = False
+
+    @property
+    def kernel_device(self) -> kernels.Device:
+        return "cpu"
+
+    def available(self) -> str | None:
+        return _no_runtime("cpu")
+
+    def session_settings(self) -> SessionSettings:
+        return SessionSettings(
+            threads=self.threads,
+            spinning=self.spinning,
+            arena=self.arena,
+            prepacking=self.prepacking,
+            denormals_as_zero=self.denormals_as_zero,
+            precise_u8s8=self.precise_u8s8,
+        )
+
+    def _notes(self, model: ir.Model) -> tuple[str, ...]:
+        # A missing CPU kernel is no fallback but a model that cannot run, unless the op has a function body.
+        return tuple(f"{note} (runs only if the op is defined by a function)" for note in super()._notes(model))
+
+
+@dataclass(frozen=True)
+class Cuda(_OrtTarget):
+    """ONNX Runtime's CUDA or TensorRT provider on an NVIDIA GPU.
+
+    Attributes:
+        provider: `cuda`, or `tensorrt` with CUDA for what TensorRT does not take.
+        device_id: which GPU.
+        tf32: let matrix products round their inputs to 10 mantissa bits (the provider's default is on).
+        options: further provider options as `key=value`.
+        threads: CPU threads for the nodes that stay there.
+    """
+
+    name: ClassVar[str] = "cuda"
+    summary: ClassVar[str] = "ONNX Runtime on an NVIDIA GPU (CUDA or TensorRT)"
+
+    provider: Literal["cuda", "tensorrt"] = "cuda"
+    device_id: int = 0
+    tf32: bool = True
+    options: tuple[str, ...] = ()
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for option in self.options:
+            if "=" not in option:
+                raise GraphoptError(f"provider option {option!r} is not key=value")
+        if self.provider == "tensorrt" and not self.tf32:
+            raise GraphoptError("tf32=false is an option of provider=cuda; TensorRT has none of that name")
+
+    @property
+    def kernel_device(self) -> kernels.Device:
+        return "cuda"
+
+    def available(self) -> str | None:
+        wanted = TENSORRT_PROVIDER if self.provider == "tensorrt" else CUDA_PROVIDER
+        return _no_runtime("cuda") or _no_gpu(wanted)
+
+    def session_settings(self) -> SessionSettings:
+        given = dict(option.split("=", 1) for option in self.options)
+        options = {"device_id": str(self.device_id), **given}
+        if self.provider == "tensorrt":
+            providers: tuple[str, ...] = (TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER)
+        else:
+            providers = (CUDA_PROVIDER, CPU_PROVIDER)
+            options.setdefault("use_tf32", "1" if self.tf32 else "0")
+        return SessionSettings(threads=self.threads, providers=providers, provider_options=tuple(options.items()))
+
+    def _notes(self, model: ir.Model) -> tuple[str, ...]:
+        notes = super()._notes(model)
+        if self.provider == "tensorrt":
+            notes += ("which nodes TensorRT takes is known on a machine that has it; the rest falls to CUDA",)
+        reason = self.available()
+        return notes if reason is None else (*notes, f"compiled, not run: {reason}")
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(_OrtTarget):
+    """ONNX Runtime with the device as an option; `cpu` and `cuda` are its short names with more options.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        provider: `default`, or `tensorrt` with device=cuda.
+        threads: CPU threads; 0 for one per physical core.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    summary: ClassVar[str] = "ONNX Runtime, device=cpu or device=cuda"
+
+    device: kernels.Device = "cpu"
+    provider: Literal["default", "tensorrt"] = "default"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.provider == "tensorrt" and self.device != "cuda":
+            raise GraphoptError("provider=tensorrt needs device=cuda")
+
+    @property
+    def kernel_device(self) -> kernels.Device:
+        return self.device
+
+    def available(self) -> str | None:
+        return self._target().available()
+
+    def session_settings(self) -> SessionSettings:
+        return self._target().session_settings()
+
+    def _notes(self, model: ir.Model) -> tuple[str, ...]:
+        return self._target()._notes(model)
+
+    def _target(self) -> Cpu | Cuda:
+        if self.device == "cpu":
+            return Cpu(threads=self.threads)
+        return Cuda(provider="tensorrt" if self.provider == "tensorrt" else "cuda", threads=self.threads)
+
+
+def write_model(model: ir.Model, out: Path) -> tuple[str, ...]:
+    """Write `model` into the folder and return the files' names. The model object stays as it was."""
+    from graphopt import ir
+
+    path = out / MODEL_FILE
+    tensors = [
+        value.const_value
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    if not external and sum(tensor.nbytes for tensor in tensors) <= _EMBED_LIMIT:
+        ir.save(model, path)
+        return (MODEL_FILE,)
+    ir.save(model, path, external_data=DATA_FILE)
+    return (MODEL_FILE, DATA_FILE)
+
+
+def _no_runtime(extra: str) -> str | None:
+    if importlib.util.find_spec("onnxruntime") is not None:
+        return None
+    return f'ONNX Runtime is not installed; install it with: pip install "graphopt[{extra}]"'
+
+
+def _no_gpu(provider: str) -> str | None:
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers():
+        return (
+            f"the installed ONNX Runtime {ort.__version__} has no {provider}; its CPU and GPU packages exclude each "
+            'other: pip uninstall onnxruntime && pip install "graphopt[cuda]"'
+        )
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+        return "this machine has no NVIDIA GPU (no /dev/nvidia*); copy the artifact to one that has"
+    return None

@@ -1,0 +1,97 @@
+"""The child process that holds one ONNX Runtime session: `python -m graphopt.targets.onnxruntime.worker`.
+
+It answers requests on its standard input until that closes. A model that crashes, hangs or eats memory takes
+this process down, not graphopt. Imports numpy and ONNX Runtime only.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import GraphoptError
+from graphopt.targets.onnxruntime.session import Session, memory, one_line
+from graphopt.targets.onnxruntime.settings import SessionSettings
+from graphopt.targets.onnxruntime.wire import Channel, WireClosed
+
+
+def main() -> int:
+    """Serve until the parent closes the pipe; returns the exit status."""
+    replies = os.dup(1)
+    os.dup2(2, 1)  # whatever a runtime prints must not end up between two messages
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    channel = Channel(os.dup(0), replies)
+    server = Server()
+    while True:
+        try:
+            request, values = channel.receive()
+        except WireClosed:
+            return 0
+        try:
+            reply, results = server.answer(request, values)
+        except (GraphoptError, MemoryError) as error:
+            reply, results = {"error": str(error) or "out of memory"}, {}
+        try:
+            channel.send(reply, results)
+        except WireClosed:
+            return 0
+        except TypeError as error:
+            channel.send({"error": one_line(error)})
+
+
+class Server:
+    """Requests by their `op`: load, run, bind, time, memory."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    def answer(self, request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the reply's header and values."""
+        op = request["op"]
+        if op == "load":
+            return self._load(request), {}
+        if op == "memory":
+            return {"memory": memory()}, {}
+        session = self._session
+        if session is None:
+            raise GraphoptError("no model is loaded")
+        if op == "run":
+            return {}, session.run(values, request["outputs"])
+        if op == "bind":
+            session.bind(values)
+            return {}, {}
+        if op == "time":
+            return {"seconds": session.time(request["n"])}, {}
+        raise GraphoptError(f"the worker has no request {op!r}")
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        limit = request["data_limit"]
+        if limit is not None:
+            # Private writable mappings count, and ONNX Runtime maps weight files that way: the caller adds their size
+            # and watches the anonymous pages. RLIMIT_AS would also count address space that is only reserved.
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        session = Session(Path(request["path"]), SessionSettings.from_json(request["settings"]))
+        self._session = session
+        return {
+            "inputs": [[spec.name, spec.type, spec.shape] for spec in session.inputs],
+            "outputs": [[spec.name, spec.type, spec.shape] for spec in session.outputs],
+            "providers": session.providers,
+            "load_seconds": session.load_seconds,
+            "memory": memory(),
+        }
+
+
+def _end_with_parent(parent: int) -> None:
+    # A parent killed outright closes the pipe, but a session that hangs never looks at it.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
