@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graphopt.analysis import dims
-from graphopt.analysis.shapes import Result
+from graphopt.analysis.shape_result import Result
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -64,7 +64,10 @@ def infer_if(s: Shapes, node: ir.Node) -> Sequence[Result]:
 
 
 def infer_loop(s: Shapes, node: ir.Node) -> Sequence[Result]:
-    """Inputs (trip count, condition, carried...); body (iteration, condition, carried...) -> (condition, carried..., scans...)."""
+    """Inputs (trip count, condition, carried...); outputs (carried..., scans...).
+
+    The body maps (iteration, condition, carried...) to (condition, carried..., scans...).
+    """
     from graphopt import ir
 
     body = node.attributes["body"].as_graph()
@@ -129,7 +132,7 @@ def _fixpoint(
 
 
 def infer_scan(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
-    """Inputs (states..., scanned...); body (states..., slices...) -> (states..., scans...). Opset 8 is the package's."""
+    """Inputs (states..., scanned...), body (states..., slices...) -> (states..., scans...). Opset 8: the package."""
     if s.opsets.get("", 1) < 9:
         return None
     body = node.attributes["body"].as_graph()
@@ -158,5 +161,3 @@ def infer_scan(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
             size = (*size[:place], s.fresh() if length is None else length, *size[place:])
         results.append(Result(value.dtype, size))
     return results
-
-

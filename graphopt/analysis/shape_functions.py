@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis import dims
 from graphopt.analysis.shape_control import join
-from graphopt.analysis.shapes import Result
+from graphopt.analysis.shape_result import Result
 from graphopt.ir.sites import subgraphs
 
 if TYPE_CHECKING:

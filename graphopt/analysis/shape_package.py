@@ -12,12 +12,24 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis import dims
-from graphopt.analysis.shapes import Result
+from graphopt.analysis.shape_result import Result
 from graphopt.ir.constants import const_tensor
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
+
+
+MICROSOFT = "com.microsoft"
+
+# Ops of ONNX Runtime that the package lacks, and the standard op whose shapes they have.
+_LIKE = {
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+    "DynamicQuantizeMatMul": "MatMul",
+    "QuantizeLinear": "QuantizeLinear",
+    "DequantizeLinear": "DequantizeLinear",
+}
 
 
 def infer_by_package(shapes: Shapes, node: ir.Node) -> Sequence[Result] | None:
@@ -29,6 +41,8 @@ def infer_by_package(shapes: Shapes, node: ir.Node) -> Sequence[Result] | None:
     registry, context_class = _package()
     version = shapes.opsets.get(node.domain, shapes.opsets.get("", 1) if node.domain in ("", "ai.onnx") else 1)
     rule = registry.get(node.domain, node.op_type, version=version)
+    if rule is None and node.domain == MICROSOFT:
+        rule = registry.get("", _LIKE.get(node.op_type, ""), version=shapes.opsets.get("", 1))
     if rule is None:
         return None
     context = context_class(shapes)
@@ -70,8 +84,9 @@ def _lent(shapes: Shapes, node: ir.Node) -> Iterator[None]:
             if value is None:
                 continue
             size = shapes.dims(value)
-            if size is not None and (value.shape is None or any(x is not y for x, y in zip(value.shape, size, strict=False))):
-                shape_loans.append((value, value.shape))
+            shape = value.shape
+            if size is not None and (shape is None or any(x is not y for x, y in zip(shape, size, strict=False))):
+                shape_loans.append((value, shape))
                 value.shape = ir.Shape(size)
             if value.const_value is not None:
                 if const_tensor(value) is None:
@@ -95,8 +110,6 @@ def _lent(shapes: Shapes, node: ir.Node) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _package() -> tuple[Any, Any]:
     from onnx_shape_inference import ShapeInferenceContext, registry
-
-    from graphopt import ir
 
     registry.collect()
 

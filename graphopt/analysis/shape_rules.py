@@ -1,7 +1,7 @@
 """Own inference rules: ops that build shapes, and ops where the package assumes more than is known.
 
 A rule gets the analysis and the node and returns one Result per output, or None to leave the node to the package.
-Rules raise ValueError on a malformed node. Control flow is in `shape_control`, arithmetic on elements in `shape_values`.
+Rules raise ValueError on a malformed node. Control flow is in `shape_control`, element arithmetic in `shape_values`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis import dims, shape_values
+from graphopt.analysis.shape_attrs import attr_int, attr_ints, axis_of, optional_input
 from graphopt.analysis.shape_control import infer_if, infer_loop, infer_scan
-from graphopt.analysis.shapes import Result
+from graphopt.analysis.shape_result import Result
+from graphopt.analysis.shape_spatial import infer_pool, infer_resize, infer_unique
 from graphopt.ir.constants import const_tensor
 
 if TYPE_CHECKING:
@@ -22,37 +24,12 @@ if TYPE_CHECKING:
 Rule: TypeAlias = "Callable[[Shapes, ir.Node], Sequence[Result] | None]"
 
 _SAME = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
-    "LeakyRelu Log LogSoftmax LpNormalization MeanVarianceNormalization Mish PRelu Reciprocal Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu"
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish LeakyRelu Log LogSoftmax LpNormalization MeanVarianceNormalization Mish PRelu Reciprocal Relu Round "
+    "Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu"
 )
 _ARITHMETIC = "Add Sub Mul Div Mod Pow BitShift BitwiseAnd BitwiseOr BitwiseXor Max Min Sum Mean"
 _PREDICATES = "Equal Less Greater LessOrEqual GreaterOrEqual And Or Xor"
-
-
-def attr_int(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute."""
-    attr = node.attributes.get(name)
-    return default if attr is None else attr.as_int()
-
-
-def attr_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    """An integer list attribute, None when it is absent."""
-    attr = node.attributes.get(name)
-    return None if attr is None else tuple(attr.as_ints())
-
-
-def axis_of(axis: int, rank: int, *, end: int = 0) -> int:
-    """A possibly negative axis as 0 <= axis < rank + end."""
-    limit = rank + end
-    if not -limit <= axis < limit:
-        raise ValueError(f"axis {axis} is out of range for rank {rank}")
-    return axis + limit if axis < 0 else axis
-
-
-def optional_input(node: ir.Node, index: int) -> ir.Value | None:
-    """An input that may be missing or empty."""
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _same(s: Shapes, node: ir.Node) -> Sequence[Result]:
@@ -79,7 +56,7 @@ def _constant(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
     tensor = const_tensor(node.outputs[0])
     if tensor is None:
         return None
-    return [Result(tensor.dtype, tuple(int(dim) for dim in tensor.shape), s._constant_values(node.outputs[0]))]
+    return [Result(tensor.dtype, tensor.shape.numpy(), s.constant_values(node.outputs[0]))]
 
 
 def _elementwise(s: Shapes, node: ir.Node) -> Sequence[Result]:
@@ -88,7 +65,7 @@ def _elementwise(s: Shapes, node: ir.Node) -> Sequence[Result]:
     shape = s.broadcast_shapes([s.dims(x) for x in node.inputs])
     dtype = next((x.dtype for x in node.inputs if x is not None and x.dtype is not None), None)
     values = None
-    if shape is not None and len(shape) <= 1 and dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL):
+    if shape is not None and len(shape) <= 1 and dtype is not None and not dtype.is_floating_point():
         values = shape_values.elementwise(s, node)
     return [Result(ir.DataType.BOOL if node.op_type in _PREDICATE_SET else dtype, shape, values)]
 
@@ -118,9 +95,8 @@ def _cast(s: Shapes, node: ir.Node) -> Sequence[Result]:
         dtype = s.dtype(node.inputs[1])
     else:
         dtype = ir.DataType(attr_int(node, "to", 0))
-    values = s.values(x)
-    if values is not None:
-        values = shape_values.cast(values, dtype)
+    known = s.values(x)
+    values = None if known is None else shape_values.cast(known, dtype)
     return [Result(dtype, s.dims(x), values)]
 
 
@@ -258,7 +234,8 @@ def _expand(s: Shapes, node: ir.Node) -> Sequence[Result]:
             return [Result(s.dtype(x), [s.fresh() for _ in range(length[0])] if size is not None and length else None)]
         wide = len(size) - length[0]
         # Whatever is asked for, a dimension over 1 stays.
-        return [Result(s.dtype(x), [*size[:wide], *(d if isinstance(d, int) and d > 1 else s.fresh() for d in size[wide:])])]
+        tail = [d if isinstance(d, int) and d > 1 else s.fresh() for d in size[wide:]]
+        return [Result(s.dtype(x), [*size[:wide], *tail])]
     shape = s.broadcast_shapes([size, [s.as_dim(element) for element in wanted]])
     known = s.values(x)
     values = None
@@ -306,36 +283,32 @@ def _slice(s: Shapes, node: ir.Node) -> Sequence[Result]:
     size = s.dims(x)
     if size is None:
         return [Result(s.dtype(x))]
-    old = "starts" in node.attributes
-    starts = attr_ints(node, "starts") if old else s.values(node.inputs[1])
-    ends = attr_ints(node, "ends") if old else s.values(node.inputs[2])
-    axes_given = "axes" in node.attributes if old else optional_input(node, 3) is not None
-    axes = (attr_ints(node, "axes") if old else s.ints(optional_input(node, 3))) if axes_given else None
-    steps_input = None if old else optional_input(node, 4)
-    steps = s.ints(steps_input)
-    count = next((len(part) for part in (starts, ends, axes) if part is not None), None)
-    if count is None or (axes_given and axes is None):
+    starts, ends, axes, steps = (_slice_part(s, node, index) for index in range(4))
+    count = next((len(part) for part in (starts, ends, axes) if part), None)
+    if count is None or axes is None:
         return [Result(s.dtype(x), [s.fresh() for _ in size])]
-    axes = tuple(axis_of(axis, len(size)) for axis in (range(count) if axes is None else axes))
+    places = [axis_of(int(axis), len(size)) for axis in axes or range(count)]  # type: ignore[arg-type]
+    strides = [1] * count if steps == () else steps
+    if starts is None or ends is None or strides is None:
+        return [Result(s.dtype(x), [s.fresh() if index in places else dim for index, dim in enumerate(size)])]
     out = list(size)
-    for index, axis in enumerate(axes):
-        step = 1 if steps_input is None else steps[index] if steps is not None else None
-        known = starts is not None and ends is not None and step is not None
-        out[axis] = shape_values.slice_length(s, size[axis], starts[index], ends[index], step) if known else s.fresh()
+    for axis, start, end, step in zip(places, starts, ends, strides, strict=True):
+        out[axis] = shape_values.slice_length(s, size[axis], start, end, step)
     values = None
     data = s.values(x)
-    if data is not None and len(size) == 1 and count == 1 and all(isinstance(p[0], int) for p in (starts, ends) if p):
-        step = 1 if steps_input is None else steps[0] if steps is not None else None
-        values = data[slice_of(starts[0], ends[0], step, len(data))] if starts and ends and step else None
+    if data is not None and len(size) == 1 and count == 1:
+        values = shape_values.sliced(data, starts[0], ends[0], strides[0])
     return [Result(s.dtype(x), out, values)]
 
 
-def slice_of(start: Dim, end: Dim, step: int, length: int) -> slice:
-    """ONNX's start, end and step as a Python slice of a sequence of that length (both clamp alike)."""
-    assert isinstance(start, int) and isinstance(end, int)
-    if step < 0 and end < -length:
-        return slice(start, None, step)
-    return slice(start, end, step)
+def _slice_part(s: Shapes, node: ir.Node, index: int) -> Sequence[Dim] | None:
+    """Starts, ends, axes or steps by number, from an attribute before opset 10; () when absent, None when unknown."""
+    if "starts" in node.attributes:
+        return attr_ints(node, ("starts", "ends", "axes", "steps")[index]) or ()
+    value = optional_input(node, index + 1)
+    if value is None:
+        return ()
+    return s.values(value) if index < 2 else s.ints(value)
 
 
 def _split(s: Shapes, node: ir.Node) -> Sequence[Result]:
@@ -348,43 +321,17 @@ def _split(s: Shapes, node: ir.Node) -> Sequence[Result]:
     given = optional_input(node, 1)
     parts: Sequence[Dim] | None = s.values(given) if given is not None else attr_ints(node, "split")
     if given is None and parts is None:
-        parts = shape_values.even_parts(s, size[axis], attr_int(node, "num_outputs", outputs), "num_outputs" in node.attributes)
+        ragged = "num_outputs" in node.attributes
+        parts = shape_values.even_parts(s, size[axis], attr_int(node, "num_outputs", outputs), ragged=ragged)
     results = []
-    data, at = s.values(x) if len(size) == 1 else None, 0
+    data: Sequence[Dim] | None = s.values(x) if len(size) == 1 else None
     for index in range(outputs):
         part = s.as_dim(parts[index]) if parts is not None else s.fresh()
         values = None
-        if data is not None and parts is not None and all(isinstance(p, int) for p in parts):
-            values = data[at : at + parts[index]]
-            at += parts[index]
+        if data is not None:
+            values, data = (data[:part], data[part:]) if isinstance(part, int) else (None, None)
         results.append(Result(s.dtype(x), (*size[:axis], part, *size[axis + 1 :]), values))
     return results
-
-
-def _resize(s: Shapes, node: ir.Node) -> Sequence[Result]:
-    x = node.inputs[0]
-    size = s.dims(x)
-    if size is None:
-        return [Result(s.dtype(x))]
-    # Opset 10 and Upsample have (X, scales), later ones (X, roi, scales, sizes).
-    late = len(node.inputs) > 2
-    sizes = optional_input(node, 3)
-    scales = optional_input(node, 2 if late else 1)
-    axes = tuple(axis_of(axis, len(size)) for axis in attr_ints(node, "axes") or range(len(size)))
-    policy = node.attributes.get("keep_aspect_ratio_policy")
-    out = list(size)
-    if sizes is not None:
-        wanted = s.values(sizes)
-        free = policy is None or policy.as_string() == "stretch"
-        for index, axis in enumerate(axes):
-            out[axis] = s.as_dim(wanted[index]) if wanted is not None and free else s.fresh()
-        return [Result(s.dtype(x), out)]
-    tensor = const_tensor(scales)
-    attr = node.attributes.get("scales")
-    factors = attr.as_floats() if attr is not None else None if tensor is None else tensor.numpy().reshape(-1).tolist()
-    for index, axis in enumerate(axes):
-        out[axis] = s.fresh() if not factors else shape_values.scaled(s, size[axis], factors[index])
-    return [Result(s.dtype(x), out)]
 
 
 def _reduce_values(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
@@ -406,8 +353,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*_ARITHMETIC.split(), *_PREDICATES.split()), _elementwise),
     **dict.fromkeys(("Not", "IsNaN", "IsInf"), _not),
     **dict.fromkeys(("Cast", "CastLike"), _cast),
-    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    **dict.fromkeys(("Resize", "Upsample"), infer_resize),
     **dict.fromkeys(("ReduceSum", "ReduceProd"), _reduce_values),
+    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), infer_pool),
+    "Unique": infer_unique,
     "Neg": _neg,
     "Identity": _identity,
     "Constant": _constant,

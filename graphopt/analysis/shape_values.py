@@ -141,14 +141,16 @@ def concat(s: Shapes, parts: Sequence[tuple[Elements | None, tuple[int, ...] | N
     return out
 
 
-def slice_length(s: Shapes, dim: Dim, start: Dim, end: Dim, step: int | None) -> Dim:
+def slice_length(s: Shapes, dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     """The length of `dim[start:end:step]` as ONNX clamps it; a new symbol where the signs are not known."""
-    if step is None or step == 0:
+    if not isinstance(step, int) or step == 0:
         return s.fresh()
-    if all(isinstance(part, int) for part in (dim, start, end)):
-        return _concrete_length(int(dim), int(start), int(end), step)  # type: ignore[call-overload]
+    if isinstance(dim, int) and isinstance(start, int) and isinstance(end, int):
+        return _concrete_length(dim, start, end, step)
     if step < 0:
-        whole = isinstance(start, int) and isinstance(end, int) and (start == -1 or start >= 2**31 - 1) and end <= -(2**31)
+        if not isinstance(start, int) or not isinstance(end, int):
+            return s.fresh()
+        whole = (start == -1 or start >= 2**31 - 1) and end <= -(2**31)
         return dims.ceil_divide(dim, -step) if whole else s.fresh()
     first, last = _clamped(dim, start), _clamped(dim, end)
     if first is None or last is None:
@@ -156,8 +158,15 @@ def slice_length(s: Shapes, dim: Dim, start: Dim, end: Dim, step: int | None) ->
     return s.known(dims.ceil_divide(dims.maximum(0, dims.subtract(last, first)), step))
 
 
+def sliced(data: Elements, start: Dim, end: Dim, step: Dim) -> Elements | None:
+    """The elements of a slice with numbers for bounds; Python clamps as ONNX does, but has no end before the front."""
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(step, int) or step == 0:
+        return None
+    return data[slice(start, None if step < 0 and end < -len(data) else end, step)]
+
+
 def _clamped(dim: Dim, bound: Dim) -> Dim | None:
-    """A slice bound for a positive step, counted from the front and clamped to 0..dim; None when its sign is unknown."""
+    """A slice bound for a positive step, from the front and clamped to 0..dim; None when its sign is unknown."""
     if isinstance(bound, int) and bound >= 2**31 - 1:
         return dim
     if dims.nonnegative(bound):
@@ -177,7 +186,7 @@ def _concrete_length(dim: int, start: int, end: int, step: int) -> int:
     return max(0, -((last - first) // step)) if dim else 0
 
 
-def even_parts(s: Shapes, dim: Dim, count: int, ragged: bool) -> list[Dim] | None:
+def even_parts(s: Shapes, dim: Dim, count: int, *, ragged: bool) -> list[Dim] | None:
     """The sizes of Split without sizes. Before `num_outputs` (opset 18) the parts had to be equal."""
     if not ragged:
         part = dims.floor_divide(dim, count)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from graphopt.analysis import dims
 from graphopt.analysis.binding import bind_dims, set_input_shapes
+from graphopt.analysis.shape_result import Blocked, Result, collect_names
 from graphopt.ir.constants import const_tensor
 from graphopt.ir.sites import subgraphs
 
@@ -30,25 +30,6 @@ MAX_VALUES = 64
 MARK = "graphopt.analysis.shapes"
 
 _MAX_NESTING = 100
-
-
-@dataclass(frozen=True)
-class Blocked:
-    """One node whose outputs could not be inferred, and why."""
-
-    node: ir.Node
-    domain: str
-    op: str
-    reason: str
-
-
-class Result(NamedTuple):
-    """What is known of one output. `dims` None: rank unknown; `type` is set for sequences and optionals only."""
-
-    dtype: ir.DataType | None = None
-    dims: Sequence[Dim] | None = None
-    values: Sequence[Dim] | None = None
-    type: ir.TypeProtocol | None = None
 
 
 class Shapes:
@@ -188,7 +169,7 @@ class Shapes:
             return None
         if value in self._values:
             return self._values[value]
-        known = self._constant_values(value)
+        known = self.constant_values(value)
         self._values[value] = known
         return known
 
@@ -201,7 +182,7 @@ class Shapes:
         return numbers if len(numbers) == len(known) else None
 
     def equal(self, a: Dim | None, b: Dim | None) -> bool:
-        """Whether two dimensions are the same number for every binding. An unknown one equals nothing, itself included."""
+        """Whether two dimensions are the same for every binding; an unknown one equals nothing, not even itself."""
         if a is None or b is None:
             return False
         return dims.equal(self._known_name(a), self._known_name(b))
@@ -282,8 +263,7 @@ class Shapes:
         for shape in shapes:
             if shape is None:
                 return None
-            if len(shape) > len(out):
-                out = [1] * (len(shape) - len(out)) + out
+            out[:0] = [1] * (len(shape) - len(out))
             first = len(out) - len(shape)
             for index, dim in enumerate(shape, first):
                 out[index] = dim if out[index] == 1 else self.broadcast(out[index], dim)
@@ -345,10 +325,13 @@ class Shapes:
         if result.type is not None:
             if value.type is None or (value not in self._outputs and value.type != result.type):
                 value.type = result.type
-        elif result.dtype is not None and value.dtype is not result.dtype:
-            if value.type is None or value not in self._outputs:
-                # A type object may be shared between values, so it is replaced, never written to.
-                value.type = ir.TensorType(result.dtype)
+        elif (
+            result.dtype is not None
+            and value.dtype is not result.dtype
+            and (value.type is None or value not in self._outputs)
+        ):
+            # A type object may be shared between values, so it is replaced, never written to.
+            value.type = ir.TensorType(result.dtype)
 
     # ---- names and constants ---------------------------------------------------------------------------------------
 
@@ -379,6 +362,7 @@ class Shapes:
         if text in self._renamed:
             return self._renamed[text]
         symbols = dims.symbols(dim)
+        named: Dim
         if symbols == {text}:
             named = dims.symbol(text)
         elif symbols and all(name in self._plain or name in self._minted or name in self._reserved for name in symbols):
@@ -402,12 +386,14 @@ class Shapes:
         tensor = value.const_value
         if tensor is None or value.is_graph_input():
             return
-        if value.shape is None or value.shape.dims != tuple(tensor.shape):
-            value.shape = ir.Shape(tuple(tensor.shape))
+        size = tensor.shape.numpy()
+        if value.shape is None or value.shape.dims != size:
+            value.shape = ir.Shape(size)
         if value.dtype is not tensor.dtype:
             value.type = ir.TensorType(tensor.dtype)
 
-    def _constant_values(self, value: ir.Value) -> tuple[Dim, ...] | None:
+    def constant_values(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """The elements of a small integer or bool constant."""
         from graphopt import ir
 
         tensor = const_tensor(value)
@@ -416,19 +402,3 @@ class Shapes:
         if not (tensor.dtype.is_integer() or tensor.dtype == ir.DataType.BOOL):
             return None
         return tuple(int(element) for element in tensor.numpy().reshape(-1))
-
-
-def collect_names(model: ir.Model) -> Iterator[str]:
-    """Every symbol name that stands on a value of the model (names of expressions as their symbols)."""
-    from graphopt.ir.sites import scopes
-
-    for scope in scopes(model):
-        groups = [scope.graph.inputs, scope.graph.outputs, *(node.outputs for node in scope.graph)]
-        for value in (value for group in groups for value in group):
-            for dim in value.shape or ():
-                if isinstance(dim, int) or dim.value is None:
-                    continue
-                if dim.value.isidentifier():
-                    yield dim.value
-                else:
-                    yield from dims.symbols(dim)
