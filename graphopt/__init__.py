@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from graphopt.errors import GraphoptError
-    from graphopt.frontends.onnx import load, save
+    from graphopt.frontends.onnx import load
     from graphopt.ir.builder import NoMatch
+    from graphopt.ir.writer import write as save
     from graphopt.manager.base import Pass
     from graphopt.manager.pattern import RewritePass
     from graphopt.manager.worklist import NodePass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "GraphoptError": "graphopt.errors",
     "load": "graphopt.frontends.onnx",
-    "save": "graphopt.frontends.onnx",
+    "save": "graphopt.ir.writer:write",
     "NoMatch": "graphopt.ir.builder",
     "Pass": "graphopt.manager.base",
     "NodePass": "graphopt.manager.worklist",
@@ -33,11 +34,11 @@ __all__ = ["GraphoptError", "NoMatch", "NodePass", "Pass", "RewritePass", "Runne
 
 
 def __getattr__(name: str) -> Any:
-    module = _WHERE.get(name)
-    if module is None:
+    module, _, attribute = _WHERE.get(name, "").partition(":")
+    if not module:
         raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value

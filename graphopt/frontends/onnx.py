@@ -1,12 +1,11 @@
 """Capture of ONNX files: read, check, name every node. The file is not trusted.
 
-Lives here: what a file must fulfil to become IR, and writing IR back as a file. Not here: opset conversion (a pass).
+Lives here: what a file must fulfil to become IR. Not here: opset conversion (a pass), writing (graphopt/ir/writer.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,19 +155,3 @@ def file_hash(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def save(model: ir.Model, path: str | Path, external_data: str = "auto") -> tuple[str, ...]:
-    """Write an ONNX file, atomically; return the names of the files written.
-
-    Args:
-        model: The model; it is not changed.
-        path: The `.onnx` file; large weights go to `<name>.data` beside it.
-        external_data: "auto" (from 1 GiB of weights on, or when the model came with external data), "always", "never".
-
-    Raises:
-        GraphoptError: the folder is not writable, the disk is full, or "never" with more than 2 GiB.
-    """
-    from graphopt.frontends.writer import write
-
-    return write(model, Path(os.fspath(path)), external_data)

@@ -5,6 +5,7 @@ Nothing heavy is imported until a name is used: listing passes must not pay for 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ WORKING_OPSET = 21
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
+    # `from graphopt.ir import sites` asks here first; answering it must not import onnx_ir.
+    if name.startswith("__") or (Path(__file__).parent / f"{name}.py").exists():
         raise AttributeError(name)
     import onnx_ir
 

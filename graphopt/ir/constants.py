@@ -85,3 +85,11 @@ def const_scalar(value: ir.Value | None) -> float | int | bool | None:
     if tensor.dtype == ir.DataType.STRING:
         return None
     return tensor.numpy().reshape(-1)[0].item()
+
+
+def model_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, without reading them."""
+    from graphopt.ir.sites import scopes
+
+    tensors = (v.const_value for scope in scopes(model) for v in scope.graph.initializers.values())
+    return sum(nbytes(tensor) for tensor in tensors if tensor is not None)

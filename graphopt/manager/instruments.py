@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.errors import GraphoptError
-from graphopt.ir import sites, text
+from graphopt.ir import text
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -82,10 +82,3 @@ class Timings:
             lines.append(f"{seconds:9.3f} {seconds / total:6.1%} {runs:5d} {rewrites:9d}  {name}")
         lines.append(f"{total:9.3f} {1:6.1%} {len(self.records):5d} {sum(r.rewrites for r in self.records):9d}  total")
         return "\n".join(lines)
-
-
-def model_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers, without reading them."""
-    from graphopt.ir.constants import nbytes
-
-    return sum(nbytes(v.const_value) for scope in sites.scopes(model) for v in scope.graph.initializers.values() if v.const_value is not None)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.constants import model_bytes
 
 if TYPE_CHECKING:
     from graphopt import ir
 
+ExternalData = Literal["auto", "always", "never"]
 _AUTO_BYTES = 1 << 30
 _PROTOBUF_BYTES = (1 << 31) - (64 << 20)
 _THRESHOLD = 1024
 
 
-def write(model: ir.Model, path: Path, external_data: str) -> tuple[str, ...]:
-    """See frontends.onnx.save."""
-    from graphopt.manager.instruments import model_bytes
+def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> tuple[str, ...]:
+    """Write an ONNX file, atomically; return the names of the files written.
 
+    Args:
+        model: The model; it is not changed.
+        path: The `.onnx` file; large weights go to `<name>.data` beside it.
+        external_data: "auto" (from 1 GiB of weights on, or when the model came with external data), "always", "never".
+
+    Raises:
+        GraphoptError: the folder is not writable, the disk is full, or "never" with more than 2 GiB.
+    """
     size = model_bytes(model)
     if external_data == "never" and size > _PROTOBUF_BYTES:
         raise GraphoptError(f"{path}: {size} bytes of weights do not fit into one protobuf file; use --external-data auto")

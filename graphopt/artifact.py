@@ -1,0 +1,120 @@
+"""The artifact: a plain folder with the runtime's own files, manifest.json (what it is) and report.json (how it went).
+
+The manifest is the same bytes for the same inputs; everything measured or machine-bound is in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import GraphoptError, VerificationError
+from graphopt.frontends.onnx import file_hash
+
+MANIFEST, REPORT = "manifest.json", "report.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+
+    @property
+    def main(self) -> Path:
+        """The file that the runtime loads."""
+        return self.path / self.manifest["main"]
+
+    def check_files(self) -> None:
+        """Compare every file with its hash in the manifest.
+
+        Raises:
+            VerificationError: a file is missing or its bytes differ.
+        """
+        for name, wanted in self.manifest["files"].items():
+            if not (self.path / name).is_file():
+                raise VerificationError(f"{self.path}: {name} is missing; the manifest lists it")
+            if file_hash(self.path / name) != wanted:
+                raise VerificationError(f"{self.path}: {name} differs from its hash in {MANIFEST}")
+
+
+def is_artifact(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def load(path: str | Path) -> Artifact:
+    """Read an artifact folder.
+
+    Raises:
+        GraphoptError: not an artifact, or its manifest is unreadable or lists a file outside the folder.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        report = json.loads((path / REPORT).read_text(encoding="utf-8")) if (path / REPORT).is_file() else {}
+    except FileNotFoundError:
+        raise GraphoptError(f"{path} is not an artifact: it has no {MANIFEST}; make one with: graphopt compile") from None
+    except (OSError, ValueError) as error:
+        raise GraphoptError(f"{path}: unreadable {MANIFEST} or {REPORT}: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise GraphoptError(f"{path}: {MANIFEST} is of another format; this version reads format {FORMAT}")
+    for name in [*manifest.get("files", {}), manifest.get("main", "")]:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise GraphoptError(f"{path}: {MANIFEST} names a file outside the folder: {name!r}")
+    return Artifact(path, manifest, report)
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Canonical JSON text."""
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def publish(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that becomes `out` when the block succeeds; an older artifact there is replaced.
+
+    Raises:
+        GraphoptError: `out` is a file, holds something that is no artifact, or its parent cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise GraphoptError(f"output {out} is a file; compile writes a folder")
+    if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
+        raise GraphoptError(f"output {out} is a folder with other files in it; give a new or empty folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise GraphoptError(f"cannot write output {out}: {error.strerror}") from None
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        _swap(scratch, out)
+    except OSError as error:
+        raise GraphoptError(f"cannot write output {out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(scratch: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(scratch, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    os.replace(out, old / "artifact")
+    try:
+        os.replace(scratch, out)
+    except OSError:
+        os.replace(old / "artifact", out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,24 @@
+"""`graphopt compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphopt.cli import common, report
+
+
+@click.command("compile")
+@common.model_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("build"), show_default=True, help="Artifact folder.")
+@click.option("--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'.")
+@common.pipeline_options
+def command(model: str | None, model_option: str | None, output: Path, target: str, **flags: Any) -> None:
+    """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
+    from graphopt import driver
+
+    source = common.pick_model(model, model_option)
+    artifact = driver.compile(source, target, output, common.make_options(flags))
+    report.show(artifact.report, flags, f"{source} -> {output}/ for {target}")

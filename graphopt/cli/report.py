@@ -1,0 +1,75 @@
+"""How a report is printed for people: what went in, what each pass did, what came out, whether it was proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from graphopt.cli.common import emit, say
+from graphopt.errors import GraphoptError
+
+
+def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
+    """Print the summary (stderr), write `--remarks`, and the JSON (stdout) when asked."""
+    write_remarks(report["remarks"], flags["remarks_file"])
+    if flags["as_json"]:
+        emit(report)
+    if flags["quiet"]:
+        return
+    before, after = report["before"], report["after"]
+    say(title)
+    say(f"  nodes    {before['nodes']} -> {after['nodes']}")
+    say(f"  weights  {_size(before['bytes'])} -> {_size(after['bytes'])}")
+    applied = {name: count for name, count in report["effects"].items() if count}
+    for name, count in sorted(applied.items(), key=lambda row: -row[1]):
+        say(f"  {count:6d}  {name}")
+    if report["idle"]:
+        say(f"  nothing to do: {', '.join(report['idle'])}")
+    for remark in report["remarks"]:
+        if remark["status"] == "note" or (flags["verbose"] and remark["status"] == "applied") or flags["verbose"] > 1:
+            site = f" {remark['site']}" if remark["site"] else ""
+            say(f"  {remark['status']}: {remark['pass']}{site}: {remark['reason']}")
+    say(f"  numerics {_verdict(report['numerics'])}")
+    for note in report.get("notes", ()):
+        say(f"  note: {note}")
+    if flags["time_passes"]:
+        say(_timings(report))
+
+
+def write_remarks(remarks: list[dict[str, Any]], path: Path | None) -> None:
+    """One JSON record per line."""
+    import json
+
+    if path is None:
+        return
+    try:
+        path.write_text("".join(json.dumps(remark, ensure_ascii=False) + "\n" for remark in remarks), encoding="utf-8")
+    except OSError as error:
+        raise GraphoptError(f"--remarks {path}: {error.strerror}") from None
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.4g} GB"
+
+
+def _verdict(numerics: dict[str, Any]) -> str:
+    reason = f": {numerics['reason']}" if numerics.get("reason") else ""
+    return f"{numerics['status']}{reason}"
+
+
+def _timings(report: dict[str, Any]) -> str:
+    rows: dict[str, list[float]] = {}
+    for record in report["passes"]:
+        row = rows.setdefault(record["pass"], [0.0, 0, 0])
+        row[0] += record["seconds"]
+        row[1] += 1
+        row[2] += record["rewrites"]
+    lines = [f"  {'seconds':>9} {'runs':>5} {'rewrites':>9}  pass"]
+    for name, (seconds, runs, rewrites) in sorted(rows.items(), key=lambda item: -item[1][0]):
+        lines.append(f"  {seconds:9.3f} {runs:5.0f} {rewrites:9.0f}  {name}")
+    stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report["seconds"].items())
+    return "\n".join([*lines, f"  seconds: {stages}"])

@@ -1,0 +1,305 @@
+"""compile() and optimize(): the one place where passes and targets meet.
+
+Lives here: the order of capture, pipeline, lowering, numerics and publishing. Not here: how any of them works.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import artifact as artifacts
+from graphopt.artifact import Artifact
+from graphopt.checks import Check, Numbers
+from graphopt.errors import GraphoptError, PassError, VerificationError
+from graphopt.frontends.capture import Source, capture
+from graphopt.ir import sites
+from graphopt.ir.constants import model_bytes
+from graphopt.ir.writer import ExternalData, write
+from graphopt.manager import pipeline as pipelines
+from graphopt.manager.context import Context
+from graphopt.manager.instruments import Instruments, When
+from graphopt.manager.pipeline import Pipeline
+from graphopt.manager.registry import make_target
+from graphopt.manager.runner import RunResult, run
+from graphopt.repro import write_repro
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.target import Target
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be asked besides model and target; the CLI's flags of the same names.
+
+    Attributes:
+        level: named pipeline O0..O3, unless `passes` or `recipe` says what to run.
+        passes: pipeline text.
+        recipe: TOML file that says the same.
+        disable: passes to leave out.
+        opset: standard opset of the output; None for the working opset.
+        input_shapes, dims: specialise inputs by name, or symbolic dims by name.
+        data: feeds for the numerics check: .npz, .npy or a folder; None makes legal ones.
+        numerics, verify: check after each changing pass, at the end, or not at all.
+        require_numerics, require_effect: turn "not checked" and "did nothing" into errors.
+        bisect_limit: apply only the first N rewrites.
+        external_data: where large weights go.
+        max_growth: passes may grow the weights by at most this factor.
+        repro: folder for the reproducer of a failing pass.
+    """
+
+    level: int = 2
+    passes: str | None = None
+    recipe: Path | None = None
+    disable: tuple[str, ...] = ()
+    opset: int | None = None
+    input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    data: Path | None = None
+    numerics: When = "end"
+    verify: When = "each"
+    require_numerics: bool = False
+    require_effect: bool = False
+    bisect_limit: int | None = None
+    external_data: ExternalData = "auto"
+    max_growth: float = 1.1
+    print_after: tuple[str, ...] = ()
+    dump_dir: Path | None = None
+    dump_changed_only: bool = False
+    repro: Path | None = Path("repro")
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The result of optimize(): the model, what ran, and the verdict on its numbers."""
+
+    model: ir.Model
+    pipeline: Pipeline
+    run: RunResult
+    numerics: Numbers
+    summary: dict[str, Any]
+
+
+def plan_pipeline(options: Options, target: Target | None) -> Pipeline:
+    """The pipeline that these options ask for.
+
+    Raises:
+        GraphoptError: unknown pass, option or level, or both `passes` and `recipe`.
+    """
+    if options.passes is not None and options.recipe is not None:
+        raise GraphoptError("give passes or a recipe, not both")
+    if options.recipe is not None:
+        chosen = pipelines.load_recipe(options.recipe)
+    elif options.passes is not None:
+        chosen = pipelines.parse(options.passes)
+    else:
+        if options.level not in range(4):
+            raise GraphoptError(f"there is no optimization level {options.level}; levels are 0 to 3")
+        chosen = pipelines.parse(target.pipeline(options.level) if target is not None else f"O{options.level}")
+    if options.opset is not None:
+        kept = tuple(item for item in chosen.items if getattr(item, "name", "") != "convert-opset")
+        chosen = Pipeline((*pipelines.parse(f"convert-opset{{to={options.opset}}}").items, *kept))
+    return chosen.without(options.disable) if options.disable else chosen
+
+
+def optimize(source: Source, target: str | Target | None = None, options: Options | None = None, output: str | Path | None = None) -> Optimized:
+    """Run passes over a model: ONNX (or torch) in, IR out, and an ONNX file when `output` is given.
+
+    Args:
+        source: path of an ONNX file, or an IR model (which is changed in place).
+        target: whose ops may be emitted, e.g. "cpu"; None for standard ONNX ops only.
+        options: see Options.
+        output: `.onnx` file to write, atomically, after the numerics check.
+
+    Raises:
+        GraphoptError: bad input, a broken rule, wrong numbers (VerificationError), or an unmet requirement.
+    """
+    options = options or Options()
+    chosen_target = make_target(target) if isinstance(target, str) else target
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
+        job = _Job(source, chosen_target, options, Path(scratch))
+        job.transform()
+        if output is not None:
+            numbers = _write_checked(job, Path(output))
+        elif options.numerics == "off":
+            numbers = job.check.skipped("numerics are off")
+        else:
+            write(job.model, Path(scratch) / "candidate.onnx", options.external_data)
+            numbers = job.check.end(Path(scratch) / "candidate.onnx", job.result)
+        job.judge(numbers)
+    assert job.result is not None
+    return Optimized(job.model, job.pipeline, job.result, numbers, job.summary(numbers))
+
+
+def _write_checked(job: _Job, output: Path) -> Numbers:
+    """Write beside the output, check there, and rename into place only what passed."""
+    if output.is_dir():
+        raise GraphoptError(f"output {output} is a folder; opt writes an .onnx file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise GraphoptError(f"cannot write output {output}: {error.strerror}") from None
+    with folder as name:
+        names = write(job.model, Path(name) / output.name, job.options.external_data)
+        if job.options.numerics == "off":
+            numbers = job.check.skipped("numerics are off")
+        else:
+            numbers = job.check.end(Path(name) / output.name, job.result)
+        job.judge(numbers)
+        for file in reversed(names):  # weights first: a model never stands without its data
+            (Path(name) / file).replace(output.parent / file)
+    return numbers
+
+
+def compile(source: Source, target: str | Target = "cpu", output: str | Path = "build", options: Options | None = None) -> Artifact:
+    """Capture, optimize, lower, verify and write an artifact folder.
+
+    Args:
+        source: path of an ONNX file, or an IR model (which is changed in place).
+        target: e.g. "cpu", "cuda", "onnxruntime{device=cuda}".
+        output: folder to write; an older artifact there is replaced only when everything succeeded.
+        options: see Options.
+
+    Returns:
+        The artifact as written.
+
+    Raises:
+        GraphoptError: bad input, a broken rule, wrong numbers (VerificationError), or an unmet requirement.
+    """
+    options = options or Options()
+    chosen = make_target(target) if isinstance(target, str) else target
+    out = Path(output)
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, artifacts.publish(out) as folder:
+        job = _Job(source, chosen, options, Path(scratch))
+        job.transform()
+        start = time.perf_counter()
+        files = chosen.compile(job.model, folder)
+        job.seconds["lower"] = time.perf_counter() - start
+        missing = chosen.available()
+        if options.numerics == "off":
+            numbers = job.check.skipped("numerics are off")
+        elif missing is not None:
+            numbers = job.check.skipped(missing)
+        else:
+            numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
+        job.judge(numbers)
+        hashes = {name: artifacts.file_hash(folder / name) for name in files.files}
+        manifest = {
+            "format": artifacts.FORMAT,
+            "input": job.check.identity,
+            "interface": job.interface(),
+            "main": files.main,
+            "files": hashes,
+            "not_reproducible": list(files.not_reproducible),
+            "notes": list(files.notes),
+            "numerics": numbers.verdict(),
+            "pipeline": str(job.pipeline),
+            "settings": dict(files.settings),
+            "target": str(target) if isinstance(target, str) else target.name,
+            "versions": versions(),
+        }
+        report = {**job.summary(numbers), "notes": list(files.notes), "machine": machine()}
+        (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
+        (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
+    return Artifact(out, manifest, report)
+
+
+class _Job:
+    """One run: source, pipeline, what happened, and what it took."""
+
+    def __init__(self, source: Source, target: Target | None, options: Options, scratch: Path) -> None:
+        self.options = options
+        self.target = target
+        self.seconds: dict[str, float] = {}
+        self.pipeline = plan_pipeline(options, target)
+        start = time.perf_counter()
+        self.model, origin = capture(source, options.input_shapes, options.dims)
+        self.seconds["capture"] = time.perf_counter() - start
+        self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
+        self.check = Check(self.model, origin, options.data, scratch)
+        self.scratch = scratch
+        self.result: RunResult | None = None
+        self.source = source
+
+    def transform(self) -> None:
+        options = self.options
+        instruments = Instruments(
+            verify=options.verify,
+            print_after=options.print_after,
+            dump_dir=options.dump_dir,
+            dump_changed_only=options.dump_changed_only,
+            after_pass=self.check.after_pass if options.numerics == "each" else None,
+        )
+        ctx = Context(
+            self.model,
+            target=self.target,
+            evaluate=self.check.evaluate,
+            limit=options.bisect_limit,
+            max_growth=options.max_growth,
+        )
+        start = time.perf_counter()
+        try:
+            self.result = run(self.model, self.pipeline, ctx, instruments, options.require_effect)
+        except (PassError, VerificationError) as error:
+            where = write_repro(self.check, ctx, self.pipeline, error, options) if options.repro is not None else None
+            hint = f"; a reproducer is in {where}" if where else ""
+            raise type(error)(f"{error}{hint}") from error
+        self.seconds["passes"] = time.perf_counter() - start
+
+    def judge(self, numbers: Numbers) -> None:
+        if numbers.status == "failed":
+            raise VerificationError(f"numerics failed: {numbers.reason}; find the rewrite with: graphopt bisect")
+        if numbers.status == "not-checked" and self.options.require_numerics:
+            raise VerificationError(f"--require-numerics: the numbers were not checked: {numbers.reason}")
+
+    def interface(self) -> dict[str, Any]:
+        def rows(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
+            return [{"name": v.name, "type": str(v.type), "shape": None if v.shape is None else [d if isinstance(d, int) else d.value for d in v.shape]} for v in values]
+
+        return {"inputs": rows(self.model.graph.inputs), "outputs": rows(self.model.graph.outputs)}
+
+    def summary(self, numbers: Numbers) -> dict[str, Any]:
+        assert self.result is not None
+        records = self.result.timings.records
+        return {
+            "before": self.before,
+            "after": {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)},
+            "opset": dict(sorted(self.model.opset_imports.items())),
+            "pipeline": str(self.pipeline),
+            "rewrites": len(self.result.rewrites),
+            "effects": self.result.effects(),
+            "idle": sorted(name for name, count in self.result.effects().items() if not count),
+            "passes": [{"pass": r.spec, "seconds": round(r.seconds, 6), "rewrites": r.rewrites, "nodes": r.nodes} for r in records],
+            "remarks": [remark.as_json() for remark in self.result.ctx.remarks],
+            "numerics": numbers.as_json(),
+            "seconds": {**self.seconds, "numerics": numbers.seconds},
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what is written."""
+    import importlib.metadata
+
+    import graphopt
+
+    found = {"graphopt": graphopt.__version__}
+    for name in ("numpy", "onnx", "onnx-ir", "onnx-shape-inference", "onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the measured numbers of a report belong to."""
+    import os
+    import platform
+
+    return {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
