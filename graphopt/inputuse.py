@@ -113,10 +113,17 @@ class InputUse:
 def input_use(model: ir.Model, value: ir.Value) -> InputUse:
     """Follow `value` (a graph input) to its uses, into subgraph bodies and functions."""
     use = InputUse()
+    branch_outputs: dict[int, ir.Value] | None = None
     todo: deque[tuple[ir.Value, int, bool]] = deque([(value, 0, False)])
     seen = {id(value)}
     while todo:
         current, shift, as_bool = todo.popleft()
+        if current.is_graph_output() and current.graph is not model.graph:
+            branch_outputs = _branch_outputs(model) if branch_outputs is None else branch_outputs
+            outer = branch_outputs.get(id(current))
+            if outer is not None and id(outer) not in seen:
+                seen.add(id(outer))
+                todo.append((outer, shift, as_bool))
         for node, slot in current.uses():
             for following, extra, is_bool in _follow(model, node, slot):
                 if id(following) not in seen:
@@ -124,6 +131,18 @@ def input_use(model: ir.Model, value: ir.Value) -> InputUse:
                     todo.append((following, shift + extra, as_bool or is_bool))
             _note(use, node, slot, shift, as_bool)
     return use
+
+
+def _branch_outputs(model: ir.Model) -> dict[int, ir.Value]:
+    """Outputs of If branches and Loop/Scan bodies by id, with the outer value that each becomes."""
+    out: dict[int, ir.Value] = {}
+    for node in model.graph.all_nodes():
+        skipped = 1 if node.op_type == "Loop" else 0  # a loop body first gives its condition
+        for attribute in node.attributes.values():
+            if attribute.type.name == "GRAPH":
+                inner = attribute.as_graph().outputs[skipped:]
+                out.update({id(value): outer for value, outer in zip(inner, node.outputs, strict=False)})
+    return out
 
 
 def _follow(model: ir.Model, node: ir.Node, slot: int) -> Iterator[tuple[ir.Value, int, bool]]:
