@@ -251,6 +251,9 @@ class Shapes:
             if isinstance(a, int):
                 raise ValueError(f"dimensions {a} and {b} do not broadcast")
             return b
+        for small, large in ((a, b), (b, a)):
+            if _broadcasts_to_larger(small, large):
+                return large
         left, right = sorted((str(a), str(b)))
         pair = self._broadcasts.get((left, right))
         if pair is None:
@@ -402,3 +405,12 @@ class Shapes:
         if not (tensor.dtype.is_integer() or tensor.dtype == ir.DataType.BOOL):
             return None
         return tuple(int(element) for element in tensor.numpy().reshape(-1))
+
+
+def _broadcasts_to_larger(small: ir.SymbolicDim, large: ir.SymbolicDim) -> bool:
+    """Whether two symbolic dimensions can only broadcast to the larger one, as `min(128, n)` and `n`.
+
+    They broadcast where they are equal or one of them is 1; a larger one of 1 leaves the smaller one 1 too.
+    """
+    name = large.value or ""
+    return name.isidentifier() and dims.equal(dims.minimum(small, large), small) and dims.evaluate(small, {name: 1}) == 1
