@@ -407,10 +407,10 @@ class Shapes:
         return tuple(int(element) for element in tensor.numpy().reshape(-1))
 
 
-def _broadcasts_to_larger(small: ir.SymbolicDim, large: ir.SymbolicDim) -> bool:
+def _broadcasts_to_larger(small: Dim, large: Dim) -> bool:
     """Whether two symbolic dimensions can only broadcast to the larger one, as `min(128, n)` and `n`.
 
     They broadcast where they are equal or one of them is 1; a larger one of 1 leaves the smaller one 1 too.
     """
-    name = large.value or ""
+    name = "" if isinstance(large, int) else large.value or ""
     return name.isidentifier() and dims.equal(dims.minimum(small, large), small) and dims.evaluate(small, {name: 1}) == 1
