@@ -72,7 +72,7 @@ def _case(path: Path, pipeline: str, block: str) -> Case:
     title, _, rest = block.partition("\n")
     parts = re.split(r"^### (.*)$", rest, flags=re.MULTILINE)
     where = f"{path.name}, case {title!r}"
-    assert len(parts) == 5 and parts[1] == "before", f"{where}: wants '### before' and '### expected' or '### unchanged'"
+    assert len(parts) == 5 and parts[1] == "before", f"{where}: wants ### before, then ### expected or ### unchanged"
     before, kind, after = parts[2], parts[3], parts[4]
     if kind.startswith("unchanged:"):
         return Case(path, pipeline, title, before, None, kind.removeprefix("unchanged:").strip())
@@ -116,7 +116,8 @@ def _stays(case: Case, result: RunResult) -> None:
 
 
 def _reasons(result: RunResult, name: str | None = None) -> list[str]:
-    return [remark.reason for remark in result.ctx.remarks if remark.status != "applied" and name in (None, remark.pass_name)]
+    mine = [remark for remark in result.ctx.remarks if name in (None, remark.pass_name)]
+    return [remark.reason for remark in mine if remark.status != "applied"]
 
 
 def _exact(pipeline: Pipeline) -> bool:
@@ -132,7 +133,7 @@ def _write(case: Case, now: str) -> None:
 
 
 def _feeds(model: Any, special: bool) -> list[dict[str, Any]]:
-    """Seeded inputs at two bindings of the symbols; for exact pipelines a third set with NaN, Inf, -0.0 and denormals."""
+    """Seeded inputs at two bindings of the symbols; for exact pipelines also with NaN, Inf, -0.0 and denormals."""
     sets = [_binding(model, {"N": 2}, 3), _binding(model, {"N": 5}, 4)]
     if special:
         sets.append({name: _with_specials(value) for name, value in sets[0].items()})
