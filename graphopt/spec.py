@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -134,14 +135,13 @@ def build(cls: type[Any], spec: Spec, kind: str) -> Any:
     Raises:
         GraphoptError: unknown option (with the nearest one) or a value of the wrong type.
     """
-    hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     values: dict[str, Any] = {}
     for key, text in spec.options:
         if key not in fields:
             raise GraphoptError(f"{kind} {spec.name!r} has no option {key!r}{did_you_mean(key, fields)}")
         try:
-            values[key] = _convert(text, hints[key])
+            values[key] = _convert(text, _hint(cls, key))
         except ValueError as error:
             raise GraphoptError(f"{kind} {spec.name!r}: option {key}={_print_value(text)} {error}") from None
     missing = [
@@ -154,6 +154,13 @@ def build(cls: type[Any], spec: Spec, kind: str) -> Any:
     if missing:
         raise GraphoptError(f"{kind} {spec.name!r} needs option {missing[0]!r}: {spec.name}{{{missing[0]}=...}}")
     return cls(**values)
+
+
+def _hint(cls: type[Any], field: str) -> Any:
+    """The type of one field. Only its own annotation is evaluated: others may name what type checkers alone import."""
+    owner = next(base for base in cls.__mro__ if field in base.__dict__.get("__annotations__", {}))
+    alone = types.SimpleNamespace(__annotations__={field: owner.__dict__["__annotations__"][field]})
+    return typing.get_type_hints(alone, globalns=vars(sys.modules[owner.__module__]))[field]
 
 
 def unbuild(value: Any, name: str) -> Spec:
