@@ -128,7 +128,7 @@ def variant_count(model: ir.Model) -> int:
         if _is_mask(value, use):
             return 3
         is_bool = value.dtype == ir.DataType.BOOL
-        if is_bool or isinstance(value.type, ir.OptionalType) or len(set(use.compared)) > 1:
+        if is_bool or isinstance(value.type, ir.OptionalType) or _is_switch(value, use):
             count = 2
     return count
 
@@ -238,8 +238,9 @@ def _special(
         total = _total_keys(node, sizes)
         return np.asarray(total - 1 if "last-key" in use.roles else total)
     distinct = sorted(set(use.compared))
-    if count == 1 and distinct and not use.boolean and not use.bounds:
-        return np.asarray(distinct[-1 - variant % len(distinct)])  # a mode switch such as a sample rate
+    if distinct and _is_switch(value, use):
+        # A mode switch such as a sample rate: what it is compared with, then a value that is not.
+        return np.asarray([*reversed(distinct), distinct[-1] // 2][variant % (len(distinct) + 1)])
     return None
 
 
@@ -299,6 +300,10 @@ def _mask(shape: tuple[int, ...], variant: int) -> np.ndarray:
     return rows.reshape(shape)
 
 
+def _is_switch(value: ir.Value, use: InputUse) -> bool:
+    return bool(use.compared) and not use.boolean and not use.bounds and all(dim == 1 for dim in value.shape or ())
+
+
 def _is_mask(value: ir.Value, use: InputUse) -> bool:
     from graphopt import ir
 
@@ -329,16 +334,18 @@ def _shape(value: ir.Value, use: InputUse, sizes: Mapping[str, int]) -> tuple[in
 def _size(dim: Any, sizes: Mapping[str, int]) -> int | None:
     from graphopt.analysis import dims
 
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
     if _unnamed(dim):
         return None
-    if isinstance(dim, int):
-        return dim
     return sizes[dim.value] if dim.value in sizes else dims.evaluate(dim, sizes)
 
 
 def _unnamed(dim: Any) -> bool:
+    if isinstance(dim, int):
+        return dim < 0
     # Exporters write `?` and -1 for "unknown"; neither says that two such dims are equal.
-    return dim < 0 if isinstance(dim, int) else not any(char.isalpha() for char in dim.value or "")
+    return not any(char.isalpha() for char in dim.value or "")
 
 
 def _reshape_target(node: ir.Node, count: int, sizes: Mapping[str, int]) -> np.ndarray:

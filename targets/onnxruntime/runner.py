@@ -25,8 +25,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import graphopt
 from graphopt.errors import GraphoptError, MissingDependency, did_you_mean
+from graphopt.numerics import RunSetting
 from graphopt.target import Runner, TensorSpec
-from graphopt.targets.onnxruntime.settings import SessionSettings
+from graphopt.targets.onnxruntime.settings import OptimizationLevel, SessionSettings
 
 if TYPE_CHECKING:
     from graphopt.target import Arrays, Feeds
@@ -68,6 +69,20 @@ def open_runner(
     if not isolate:
         return InProcessRunner(Path(path), settings)
     return OrtRunner(Path(path), settings, time_limit=time_limit, memory_limit=memory_limit)
+
+
+def runner_factory(
+    *, time_limit: float | None = None, memory_limit: int | None = None, isolate: bool = True
+) -> Callable[[Path, RunSetting], Runner]:
+    """What `graphopt.numerics` wants: opens a model for a `RunSetting`, weights left mapped (no prepacking)."""
+    levels: Mapping[str, OptimizationLevel] = {"off": "disable_all", "basic": "basic", "all": "all"}
+
+    def open_for(path: Path, setting: RunSetting) -> Runner:
+        settings = SessionSettings().reference()
+        settings = settings.replace(threads=setting.threads, optimization_level=levels[setting.optimizations])
+        return open_runner(path, settings, isolate=isolate, time_limit=time_limit, memory_limit=memory_limit)
+
+    return open_for
 
 
 class _Base(Runner):

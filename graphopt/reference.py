@@ -1,0 +1,314 @@
+"""A reference model with its feeds, outputs and noise floor, against which any number of results are judged.
+
+Everything is computed on first need and kept, so that bisection and checks after each pass pay for it once.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import GraphoptError
+from graphopt.numerics import (
+    TOLERANCES,
+    Case,
+    NumericsReport,
+    OutputError,
+    RunnerFactory,
+    RunSetting,
+    ToleranceClass,
+    distance,
+    judge,
+    magnitude,
+    rounding,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+    from graphopt.target import Runner
+
+    Results = list[dict[str, Any]]
+
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+_PLAIN = RunSetting("off", threads=1)  # `exact` is defined by this one
+_SPECIALS = (("nan", "NaN"), ("inf", "infinities"))
+
+
+class Reference:
+    """See the module. Open with `Reference.open`; a context manager.
+
+    Attributes:
+        cases: the feeds in use; empty when the reference ran on none.
+        unchecked: why nothing can be checked, else "".
+        notes: lines for the user (refused variants, ill-conditioned feeds).
+    """
+
+    def __init__(self, path: Path, model: ir.Model, factory: RunnerFactory) -> None:
+        self.path = path
+        self.cases: list[Case] = []
+        self.unchecked = ""
+        self.notes: list[str] = []
+        self._factory = factory
+        self._random = random_outputs(model)
+        self._plain: Results = []
+        self._others: list[Results] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        model: ir.Model,
+        factory: RunnerFactory,
+        *,
+        seed: int = 0,
+        data: Sequence[Case] = (),
+        specials: bool = True,
+    ) -> Reference:
+        """Choose feeds and run the reference on them.
+
+        Args:
+            path: the reference model's file.
+            model: the same model; feeds are made from its graph.
+            factory: opens a model for running.
+            seed: of made feeds.
+            data: feeds of the user; none are made then, except those with NaN and infinities.
+            specials: add two cases with NaN and with infinities in the floating inputs.
+
+        A reference that runs on no feeds is no error: `unchecked` says why and every verdict is `not-checked`.
+        """
+        self = cls(path, model, factory)
+        try:
+            with factory(path, _PLAIN) as runner:
+                cases = list(data) or _made_cases(model, runner, seed, self.notes)
+                if specials and cases:
+                    cases += _special_cases(cases[0], seed)
+                for case in cases:
+                    self._try(runner, case, required=case in data)
+        except GraphoptError as error:
+            self.unchecked = str(error)
+            self.cases, self._plain = [], []
+        if not self.cases and not self.unchecked:
+            self.unchecked = self.notes[0] if self.notes else "the reference ran on no feeds; give --data"
+        return self
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._plain, self._others = [], None
+
+    def judge(self, candidate: Path, tolerance: ToleranceClass) -> NumericsReport:
+        """Run `candidate` on the reference's feeds and judge every output by the tolerance class."""
+        labels = tuple(case.label for case in self.cases)
+        if self.unchecked:
+            return NumericsReport("not-checked", tolerance, self.unchecked)
+        results: Results = []
+        try:
+            with self._factory(candidate, _PLAIN) as runner:
+                for case in self.cases:
+                    results.append(runner.run(case.feeds))
+        except GraphoptError as error:
+            label = self.cases[len(results)].label if len(results) < len(self.cases) else labels[-1]
+            return NumericsReport("failed", tolerance, f"the result does not run on {label}: {error}", cases=labels)
+        missing = [name for name in self._plain[0] if name not in results[0]]
+        if missing:
+            return NumericsReport("failed", tolerance, f"the result has no output {missing[0]!r}", cases=labels)
+        return self._verdict(results, tolerance, labels)
+
+    def floor(self, name: str, case: int) -> float:
+        """Absolute noise floor of one output on one case: what the reference itself changes, at least 16 eps."""
+        import numpy as np
+
+        plain = self._plain[case][name]
+        if not isinstance(plain, np.ndarray) or plain.dtype.kind in "OUST" or not plain.size:
+            return 0.0
+        largest = TOLERANCES["reassociates"].eps * rounding(plain.dtype) * magnitude(plain)
+        for other in self._noise():
+            value = other[case].get(name)
+            if isinstance(value, np.ndarray) and value.shape == plain.shape:
+                gaps = distance(plain, value, strict=False)
+                largest = max(largest, float(np.max(gaps, where=np.isfinite(gaps), initial=0.0)))
+        return largest
+
+    def _verdict(self, results: Results, tolerance: ToleranceClass, labels: tuple[str, ...]) -> NumericsReport:
+        judged = tolerance != "lossy"
+        worst: dict[str, OutputError] = {}
+        notes = list(self.notes)
+        for index, case in enumerate(self.cases):
+            for name, expected in self._plain[index].items():
+                if name in self._random or (case.special and not judged):
+                    continue
+                floor = self.floor(name, index) if tolerance == "reassociates" else 0.0
+                excused = self._excused(name, index) if tolerance == "reassociates" else None
+                error = judge(
+                    name, expected, results[index][name], tolerance, floor, case=case.label, excused=excused
+                )
+                if name not in worst or _badness(error) > _badness(worst[name]):
+                    worst[name] = error
+                if not case.special and tolerance == "reassociates":
+                    notes += _ill_conditioned(name, expected, floor, case.label)
+        errors = tuple(worst.values())
+        if self._random:
+            notes.append(f"not compared, since they depend on random ops: {', '.join(sorted(self._random))}")
+        if not errors:
+            reason = "every output depends on a random op"
+            return NumericsReport("not-checked", tolerance, reason, (), labels, tuple(notes))
+        if not judged:
+            reason = "lossy passes are measured, not judged"
+            return NumericsReport("not-checked", tolerance, reason, errors, labels, tuple(notes))
+        failed = [error for error in errors if not error.within]
+        if not failed:
+            return NumericsReport("passed", tolerance, "", errors, labels, tuple(notes))
+        first = max(failed, key=_badness)
+        reason = (
+            f"output {first.name!r} differs by {first.max_abs:.3g} at {list(first.index)} (expected {first.expected}, "
+            f"got {first.got}; allowed {first.limit:.3g}) on {first.case}"
+        )
+        return NumericsReport("failed", tolerance, reason, errors, labels, tuple(notes))
+
+    def _try(self, runner: Runner, case: Case, *, required: bool) -> None:
+        try:
+            outputs = runner.run(case.feeds)
+        except GraphoptError as error:
+            if required:
+                raise
+            self.notes.append(f"the reference refuses {case.label}: {textwrap.shorten(str(error), 160)}")
+            return
+        self.cases.append(case)
+        self._plain.append(outputs)
+
+    def _noise(self) -> list[Results]:
+        """The reference run in other ways: other optimization levels, and inputs moved by one ulp."""
+        if self._others is None:
+            self._others = []
+            for setting in (RunSetting("basic"), RunSetting("all")):
+                with self._factory(self.path, setting) as runner:
+                    self._others.append([runner.run(case.feeds) for case in self.cases])
+            with self._factory(self.path, _PLAIN) as runner:
+                for sign in (1, -1):
+                    self._others.append([runner.run(_nudged(case.feeds, sign)) for case in self.cases])
+        return self._others
+
+    def _excused(self, name: str, case: int) -> np.ndarray | None:
+        """Elements where the reference is finite in one way of running it and not in another."""
+        import numpy as np
+
+        plain = self._plain[case][name]
+        if not isinstance(plain, np.ndarray) or plain.dtype.kind in "OUSTbiu":
+            return None
+        finite = np.isfinite(plain.astype(np.complex128))
+        out = np.zeros(plain.shape, dtype=bool)
+        for other in self._noise():
+            value = other[case].get(name)
+            if isinstance(value, np.ndarray) and value.shape == plain.shape:
+                out |= np.isfinite(value.astype(np.complex128)) != finite
+        return out
+
+
+def random_outputs(model: ir.Model) -> frozenset[str]:
+    """Names of the graph outputs that depend on an op whose results are random."""
+    tainted: set[int] = set()
+    for node in model.graph:
+        inner = [item for graph in _inner_graphs(node) for item in graph.all_nodes()]
+        function = model.functions.get(node.op_identifier())
+        inner += list(function.all_nodes()) if function is not None else []
+        is_random = any(item.op_type in RANDOM_OPS or _trains(item) for item in (node, *inner))
+        sources = [value for item in (node, *inner) for value in item.inputs if value is not None]
+        if is_random or any(id(value) in tainted for value in sources):
+            tainted.update(id(value) for value in node.outputs)
+    return frozenset(value.name or "" for value in model.graph.outputs if id(value) in tainted)
+
+
+def _inner_graphs(node: ir.Node) -> list[ir.Graph]:
+    return [item.as_graph() for item in node.attributes.values() if item.type.name == "GRAPH"]
+
+
+def _trains(node: ir.Node) -> bool:
+    return node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
+
+
+def _made_cases(model: ir.Model, runner: Runner, seed: int, notes: list[str]) -> list[Case]:
+    from graphopt.feeds import find_bindings, make_feeds, variant_count
+
+    refused: list[str] = []
+
+    def accepts(binding: dict[str, int]) -> bool:
+        try:
+            runner.run(make_feeds(model, seed, binding))
+        except GraphoptError as error:
+            refused.append(str(error))
+            return False
+        return True
+
+    bindings = find_bindings(model, accepts)
+    if not bindings:
+        notes.append(f"the reference does not run on made feeds: {refused[0]}; give --data")
+    if len(bindings) == 1 and bindings[0]:
+        notes.append(f"checked at one binding only, no other was accepted: {bindings[0]}")
+    cases = []
+    for binding in bindings:
+        sizes = " ".join(f"{name}={size}" for name, size in binding.items()) or "static shapes"
+        for variant in range(variant_count(model)):
+            label = f"seed {seed}, {sizes}" + (f", variant {variant}" if variant else "")
+            cases.append(Case(label, make_feeds(model, seed, binding, variant)))
+    return cases
+
+
+def _special_cases(case: Case, seed: int) -> list[Case]:
+    """Copies of a case with a few NaN, and with a few infinities, in every floating input; none without such inputs."""
+    import numpy as np
+
+    cases = []
+    for kind, text in _SPECIALS:
+        rng = np.random.default_rng([seed, len(kind)])
+        feeds = dict(case.feeds)
+        for name, value in feeds.items():
+            if not isinstance(value, np.ndarray) or not rounding(value.dtype) or not value.size:
+                continue
+            planted = value.copy()
+            places = rng.choice(value.size, size=max(1, min(4, value.size // 64)), replace=False)
+            planted.reshape(-1)[places] = np.resize([np.nan] if kind == "nan" else [np.inf, -np.inf], len(places))
+            feeds[name] = planted
+        if any(feeds[name] is not case.feeds[name] for name in feeds):
+            cases.append(replace(case, label=f"{case.label}, {text} in the inputs", feeds=feeds, special=True))
+    return cases
+
+
+def _nudged(feeds: Any, sign: int) -> dict[str, Any]:
+    """Feeds whose floating values are larger (sign 1) or smaller in magnitude by about one ulp; zeros stay."""
+    import numpy as np
+
+    out = {}
+    for name, value in feeds.items():
+        eps = rounding(value.dtype) if isinstance(value, np.ndarray) else 0.0
+        if eps:
+            wide = np.complex128 if value.dtype.kind == "c" else np.float64
+            with np.errstate(invalid="ignore", over="ignore"):
+                value = (value.astype(wide) * (1 + sign * eps)).astype(value.dtype)
+        out[name] = value
+    return out
+
+
+def _ill_conditioned(name: str, expected: Any, floor: float, label: str) -> list[str]:
+    import numpy as np
+
+    scale = magnitude(expected) if isinstance(expected, np.ndarray) else 0.0
+    if not scale or floor / scale <= TOLERANCES["reassociates"].ill_conditioned:
+        return []
+    return [
+        f"ill-conditioned feeds: the reference itself changes output {name!r} by {floor / scale:.2g} of its maximum on "
+        f"{label}; give --data with real inputs"
+    ]
+
+
+def _badness(error: OutputError) -> float:
+    if error.max_abs == 0:
+        return 0.0
+    return error.max_abs / error.limit if error.limit else float("inf")
