@@ -187,7 +187,7 @@ def compile(source: Source, target: str | Target = "cpu", output: str | Path = "
         elif missing is not None:
             numbers = job.check.skipped(missing)
         else:
-            numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
+            numbers = job.check.end(folder / files.main, job.result)
         job.judge(numbers)
         hashes = {name: artifacts.file_hash(folder / name) for name in files.files}
         manifest = {
@@ -222,7 +222,8 @@ class _Job:
         self.model, origin = capture(source, options.input_shapes, options.dims)
         self.seconds["capture"] = time.perf_counter() - start
         self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
-        self.check = Check(self.model, origin, options.data, scratch)
+        reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
+        self.check = Check(self.model, origin, options.data, scratch, reload)
         self.scratch = scratch
         self.result: RunResult | None = None
         self.source = source

@@ -59,3 +59,17 @@ def _read(source: Source) -> tuple[ir.Model, Path | None]:
 
         return onnx.prepare(from_function(text), text), None
     return onnx.load(path), path
+
+
+def capture_any(source: Source) -> ir.Model:
+    """Like capture, and an artifact folder stands for the model in it."""
+    return capture(model_file(source))[0]
+
+
+def model_file(source: Source) -> Source:
+    """The model file of an artifact folder; anything else as it is."""
+    from graphopt import artifact
+
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return artifact.load(source).main
+    return source

@@ -33,6 +33,9 @@ def load(path: str | Path) -> ir.Model:
     proto = _parse(path, _read(path))
     if not proto.opset_import:
         raise GraphoptError(f"{path}: imports no opset, so its ops have no meaning; not a complete ONNX model")
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise GraphoptError(f"{path}: sparse initializer {name!r}: sparse weights are not supported; store them dense")
     model = _to_ir(proto, path)
     resolve_external_data(model, path)
     return prepare(model, str(path))
@@ -45,6 +48,7 @@ def prepare(model: ir.Model, origin: str) -> ir.Model:
         GraphoptError: the model breaks a rule; the message names the place.
     """
     _check_opset(model, origin)
+    _forget_negative_dims(model)
     sites.name_nodes(model)
     try:
         verify(model)
@@ -133,6 +137,17 @@ def _check_opset(model: ir.Model, origin: str) -> None:
     version = model.opset_imports.get("", 0)
     if version and not 7 <= version <= optable.newest_opset():
         raise GraphoptError(f"{origin}: opset {version}; supported are 7 to {optable.newest_opset()}")
+
+
+def _forget_negative_dims(model: ir.Model) -> None:
+    """Some exporters write -1 for an unknown dim; the standard has no number for that."""
+    from graphopt import ir
+
+    for scope in sites.scopes(model):
+        values = [*scope.graph.inputs, *scope.graph.outputs, *(out for node in scope.graph for out in node.outputs)]
+        for value in values:
+            if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+                value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
 
 
 def _sort(model: ir.Model, origin: str, first: VerificationError) -> None:

@@ -88,8 +88,12 @@ def const_scalar(value: ir.Value | None) -> float | int | bool | None:
 
 
 def model_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers, without reading them."""
+    """Bytes of all initializers and Constant nodes, without reading them."""
     from graphopt.ir.sites import scopes
 
-    tensors = (v.const_value for scope in scopes(model) for v in scope.graph.initializers.values())
-    return sum(nbytes(tensor) for tensor in tensors if tensor is not None)
+    total = 0
+    for scope in scopes(model):
+        tensors = [value.const_value for value in scope.graph.initializers.values()]
+        tensors += [const_tensor(node.outputs[0]) for node in scope.graph if node.op_type == "Constant" and node.domain == ""]
+        total += sum(nbytes(tensor) for tensor in tensors if tensor is not None)
+    return total

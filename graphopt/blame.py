@@ -1,0 +1,160 @@
+"""Finds what broke a model: the pass and the single rewrite by bisection, then the runtime's own optimizers.
+
+The oracle is the IR verifier, the numerics check, or a user's command that gets the model's path and exits non-zero when it is bad.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.checks import Check, Numbers
+from graphopt.driver import Options, plan_pipeline
+from graphopt.errors import GraphoptError
+from graphopt.frontends.capture import Source, capture
+from graphopt.ir.rewriter import Rewrite
+from graphopt.ir.writer import write
+from graphopt.manager.bisect import first_bad
+from graphopt.manager.context import Context
+from graphopt.manager.instruments import Instruments
+from graphopt.manager.pipeline import Pipeline
+from graphopt.manager.registry import make_target
+from graphopt.manager.runner import RunResult, run
+
+if TYPE_CHECKING:
+    from graphopt.target import Target
+
+_COMMAND_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Who is to blame: a rewrite of ours, the model itself, an optimizer of the runtime, or nobody.
+
+    Attributes:
+        culprit: "rewrite", "input", "runtime-optimizer" or "none".
+        rewrite: the first bad rewrite, with its pass and site.
+        optimizer: name of the runtime's optimizer.
+        rewrites: rewrites applied by the whole pipeline.
+        evaluations: how often a model was judged.
+        reason: what the oracle said about the bad model.
+    """
+
+    culprit: str
+    rewrite: Rewrite | None
+    optimizer: str | None
+    rewrites: int
+    evaluations: int
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        spent = f"({self.rewrites} rewrites, {self.evaluations} evaluations)"
+        if self.rewrite is not None:
+            r = self.rewrite
+            return f"rewrite {r.number} is the first bad one: pass {r.pass_name!r} at {r.site} ({r.op}) {spent}: {self.reason}"
+        if self.culprit == "input":
+            return f"the untouched model is bad already {spent}: {self.reason}"
+        if self.optimizer is not None:
+            return f"the pipeline is good; ONNX Runtime's optimizer {self.optimizer!r} is to blame {spent}: {self.reason}"
+        return f"nothing is bad {spent}"
+
+
+def bisect(source: Source, target: str | Target | None = None, options: Options | None = None, command: str | None = None, runtime: bool = True) -> Blame:
+    """Find the first bad rewrite of a pipeline on a model.
+
+    Args:
+        source: As for driver.optimize.
+        target: Whose ops may be emitted.
+        options: What to run; `data` are the feeds of the numerics oracle.
+        command: Shell command with `{}` for the model's path; non-zero exit means bad. None: verifier and numerics.
+        runtime: When our rewrites are good, search ONNX Runtime's own optimizers too.
+
+    Raises:
+        GraphoptError: the source or the options are wrong, or the command cannot be run.
+    """
+    options = options or Options()
+    chosen = make_target(target) if isinstance(target, str) else target
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
+        return _Bisection(source, chosen, options, command, Path(scratch)).search(runtime)
+
+
+class _Bisection:
+    def __init__(self, source: Source, target: Target | None, options: Options, command: str | None, scratch: Path) -> None:
+        self.target, self.options, self.command, self.scratch = target, options, command, scratch
+        self.pipeline: Pipeline = plan_pipeline(options, target)
+        model, origin = capture(source, options.input_shapes, options.dims)
+        reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
+        self.check = Check(model, origin, options.data, scratch, reload)
+        self.reasons: dict[int, str] = {}
+        self.last: RunResult | None = None
+
+    def search(self, runtime: bool) -> Blame:
+        reason, result = self.judge(None)
+        total = len(result.rewrites)
+        self.reasons[total] = reason
+        found = first_bad(total, lambda n: bool(reason) if n == total else self.is_bad(n))
+        bad = found.first_bad
+        if bad:
+            return Blame("rewrite", result.rewrites[bad - 1], None, total, found.evaluations, self.reasons[bad])
+        if bad == 0:
+            return Blame("input", None, None, total, found.evaluations, self.reasons[0])
+        if runtime and self.command is None:
+            return self.runtime(total, found.evaluations)
+        return Blame("none", None, None, total, found.evaluations, "")
+
+    def is_bad(self, limit: int) -> bool:
+        self.reasons[limit] = self.judge(limit)[0]
+        return bool(self.reasons[limit])
+
+    def judge(self, limit: int | None) -> tuple[str, RunResult]:
+        """Run the first `limit` rewrites; return why the model is bad ('' when it is good) and the run."""
+        model = self.check.fresh()
+        ctx = Context(model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth)
+        error = ""
+        try:
+            result = run(model, self.pipeline, ctx, Instruments(verify="off"))
+            run(model, Pipeline(), ctx, Instruments(verify="end"))
+        except GraphoptError as failure:
+            error = str(failure)
+            result = RunResult(_no_timings(), ctx.rewriter.rewrites, ctx, False)
+        if error:
+            return error, result
+        path = self.scratch / "bisect.onnx"
+        write(model, path)
+        return (self._ask_command(path) if self.command is not None else self._ask_numerics(path, result)), result
+
+    def _ask_command(self, path: Path) -> str:
+        assert self.command is not None
+        command = self.command.replace("{}", str(path)) if "{}" in self.command else f"{self.command} {path}"
+        try:
+            done = subprocess.run(command, shell=True, capture_output=True, timeout=_COMMAND_SECONDS, text=True, check=False)
+        except subprocess.TimeoutExpired:
+            return f"the command ran longer than {_COMMAND_SECONDS} s"
+        if done.returncode in (126, 127):
+            raise GraphoptError(f"--oracle {self.command!r} cannot be run: {done.stderr.strip()}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        return f"the command exited {done.returncode}{': ' + lines[-1] if lines else ''}" if done.returncode else ""
+
+    def _ask_numerics(self, path: Path, result: RunResult) -> str:
+        numbers: Numbers = self.check.end(path, result)
+        if numbers.status == "not-checked":
+            raise GraphoptError(f"bisect cannot judge this model: {numbers.reason}; give --data or --oracle")
+        return numbers.reason if numbers.status == "failed" else ""
+
+    def runtime(self, total: int, evaluations: int) -> Blame:
+        raise NotImplementedError
+
+
+def _no_timings() -> Any:
+    from graphopt.manager.instruments import Timings
+
+    return Timings()
+
+

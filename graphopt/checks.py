@@ -1,0 +1,169 @@
+"""Ties a run to its reference: the untouched model, the folding evaluator, and the numerics verdict.
+
+Lives here: which file is the reference and which runner judges. Not here: how numbers are compared (numerics.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from graphopt.errors import GraphoptError, VerificationError
+from graphopt.frontends.onnx import file_hash, load
+from graphopt.ir.hash import structural_hash
+from graphopt.ir.writer import write
+from graphopt.manager.registry import get
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+    from graphopt.manager.base import Pass
+    from graphopt.manager.runner import RunResult
+    from graphopt.numerics import Case, RunnerFactory, ToleranceClass
+    from graphopt.reference import Reference
+    from graphopt.target import Runner
+
+
+RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
+"""Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The verdict on a result's numbers; `details` holds what was measured."""
+
+    status: Literal["passed", "failed", "not-checked"]
+    reason: str = ""
+    tolerance: str = "exact"
+    details: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def verdict(self) -> dict[str, str]:
+        """The part that is the same for the same inputs: it stands in the manifest."""
+        return {"status": self.status, "tolerance": self.tolerance, "reason": self.reason if self.status != "passed" else ""}
+
+    def as_json(self) -> dict[str, Any]:
+        return {"status": self.status, "reason": self.reason, "tolerance": self.tolerance, **self.details}
+
+
+class Check:
+    """Knows the untouched model of one run.
+
+    Args:
+        model: The captured model, before any pass.
+        origin: The ONNX file it came from; None writes the model into `scratch` as the reference.
+        data: The user's feeds.
+        scratch: A folder for temporary files.
+        reload: Captures the source anew; None reads the reference file.
+    """
+
+    def __init__(self, model: ir.Model, origin: Path | None, data: Path | None, scratch: Path, reload: Callable[[], ir.Model] | None = None) -> None:
+        self.scratch = scratch
+        self.data = data
+        self._reload = reload
+        self._count = 0
+        if origin is None:
+            self.reference = scratch / "reference.onnx"
+            write(model, self.reference)
+            self.identity: dict[str, Any] = {"structural_hash": structural_hash(model)}
+        else:
+            self.reference = origin
+            self.identity = {"name": origin.name, "files": _hashes(model, origin)}
+        self._opened: Reference | None = None
+
+    def fresh(self) -> ir.Model:
+        """The untouched model again."""
+        return self._reload() if self._reload is not None else load(self.reference)
+
+    def evaluate(self, model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a small model in a child process with the runtime's optimizations off (manager.context.Evaluator)."""
+        path = self._file("fold")
+        write(model, path)
+        try:
+            with _reference_runner(path) as runner:
+                return runner.run(feeds)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def skipped(self, reason: str) -> Numbers:
+        return Numbers("not-checked", reason)
+
+    def after_pass(self, model: ir.Model, item: Pass) -> None:
+        """`--numerics each`: judge the model after one pass.
+
+        Raises:
+            VerificationError: the numbers are wrong; names the pass.
+        """
+        path = self._file("after")
+        write(model, path)
+        report = self._reference_model().judge(path, item.tolerance)
+        path.unlink(missing_ok=True)
+        if report.status == "failed":
+            raise VerificationError(f"after pass {item.name!r}: numerics failed: {report.reason}")
+
+    def end(self, candidate: Path, result: RunResult | None) -> Numbers:
+        """Judge a file against the untouched model, by the loosest class of the passes that changed something."""
+        start = time.perf_counter()
+        report = self._reference_model().judge(candidate, loosest(result))
+        details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
+        return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
+
+    def _reference_model(self) -> Reference:
+        from graphopt.reference import Reference
+
+        if self._opened is None:
+            factory = _factory()
+            self._opened = Reference.open(self.reference, self.fresh(), factory, data=self._cases())
+            if self.data is not None and self._opened.unchecked:
+                raise GraphoptError(f"--data {self.data}: {self._opened.unchecked}")
+        return self._opened
+
+    def _cases(self) -> list[Case]:
+        from graphopt.feedfiles import load_feeds
+        from graphopt.numerics import Case
+
+        if self.data is None:
+            return []
+        with _reference_runner(self.reference) as runner:
+            return [Case(f"--data {self.data.name}", load_feeds(self.data, runner.inputs))]
+
+    def _file(self, stem: str) -> Path:
+        self._count += 1
+        return self.scratch / f"{stem}-{self._count}.onnx"
+
+
+def loosest(result: RunResult | None) -> ToleranceClass:
+    """The loosest tolerance class among the passes that applied a rewrite."""
+    order: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
+    classes: list[ToleranceClass] = [get(name).tolerance for name, count in (result.effects() if result else {}).items() if count]
+    return max(classes, key=order.index, default="exact")
+
+
+def _factory() -> RunnerFactory:
+    from graphopt.targets.onnxruntime.runner import runner_factory
+
+    return runner_factory(time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
+
+
+def _reference_runner(path: Path) -> Runner:
+    from graphopt.targets.onnxruntime.runner import open_runner
+    from graphopt.targets.onnxruntime.settings import SessionSettings
+
+    return open_runner(path, SessionSettings().reference(), time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
+
+
+def _hashes(model: ir.Model, origin: Path) -> dict[str, str]:
+    """SHA-256 of the model file and of each file with its external data."""
+    from graphopt import ir
+
+    paths = {origin.name: origin}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                path = Path(value.const_value.path)
+                paths[path.name] = path
+    return {name: file_hash(path) for name, path in sorted(paths.items())}

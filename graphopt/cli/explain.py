@@ -1,0 +1,52 @@
+"""`graphopt explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from graphopt.cli import common
+from graphopt.cli.common import emit
+
+
+@click.command("explain")
+@click.argument("model")
+@click.argument("pass_text", metavar="PASS")
+@click.option("--target", help="Whose ops may be emitted.")
+@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="Pipeline whose earlier passes run first; 0 for none.")
+@click.option("--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable.")
+@click.option("--limit", default=10, show_default=True, help="Sites to print.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@common.input_options
+def command(model: str, pass_text: str, target: str | None, level: int, load_files: tuple[str, ...], limit: int, as_json: bool, **shapes: Any) -> None:
+    """Say where PASS applies to MODEL, where it does not, and why."""
+    import tempfile
+    from pathlib import Path
+
+    from graphopt.checks import Check
+    from graphopt.errors import GraphoptError
+    from graphopt.explain import explain
+    from graphopt.frontends.capture import capture
+    from graphopt.manager import pipeline, registry
+
+    for file in load_files:
+        registry.load_file(file)
+    chosen = pipeline.parse(pass_text)
+    if len(chosen.items) != 1 or isinstance(chosen.items[0], pipeline.Fix):
+        raise GraphoptError(f"explain wants one pass, not {pass_text!r}")
+    where = registry.make_target(target) if target else None
+    ir_model, origin = capture(model, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
+        check = Check(ir_model, origin, None, Path(scratch))
+        result = explain(ir_model, chosen.items[0], pipeline.parse(f"O{level}"), where, check.evaluate)
+    if as_json:
+        emit(result.as_json())
+        return
+    print(f"{result.pass_name}: applied at {len(result.applied)} sites, missed at {len(result.missed)}")
+    for remark in [*result.applied, *result.missed][:limit]:
+        print(f"  {remark.status} {remark.site} ({remark.op}): {remark.reason}")
+    if not result.applied and not result.missed:
+        print("  nothing in the model matches" if result.nearest is None else "")
+    if result.nearest is not None:
+        print(f"  nearest: {result.nearest.site} ({result.nearest.op}), {result.nearest_depth} nodes matched: {result.nearest.reason}")
