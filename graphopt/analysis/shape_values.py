@@ -183,7 +183,7 @@ def _concrete_length(dim: int, start: int, end: int, step: int) -> int:
         first, last = min(max(first, 0), dim), min(max(last, 0), dim)
         return max(0, -((first - last) // step))
     first, last = min(max(first, 0), dim - 1), min(max(last, -1), dim - 1)
-    return max(0, -((last - first) // step)) if dim else 0
+    return max(0, -((first - last) // step)) if dim else 0
 
 
 def even_parts(s: Shapes, dim: Dim, count: int, *, ragged: bool) -> list[Dim] | None:
