@@ -391,7 +391,7 @@ def _symbol_kinds(model: ir.Model) -> dict[str, str]:
             if _unnamed(dim):
                 kinds.setdefault(_placeholder(value, use, axis), kind)
                 continue
-            name = str(dim.value)
+            name = str(dim)
             for symbol in [name] if name.isidentifier() else sorted(dims.symbols(dim)) or [name]:
                 kinds.setdefault(symbol, "batch" if "batch" in symbol.lower() else kind)
     return kinds
