@@ -1,0 +1,74 @@
+"""Arithmetic with a neutral element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphopt.ir.constants import const_tensor
+from graphopt.manager.worklist import NodePass, Uninteresting
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.match import Match
+
+
+# The constant that leaves the other operand as it is, and at which positions it may stand.
+_NEUTRAL: dict[str, tuple[float, tuple[int, ...]]] = {
+    "Add": (0, (0, 1)),
+    "Sub": (0, (1,)),
+    "Mul": (1, (0, 1)),
+    "Div": (1, (1,)),
+    "Pow": (1, (1,)),
+    "And": (1, (0, 1)),
+    "Or": (0, (0, 1)),
+    "Xor": (0, (0, 1)),
+}
+_ONE_INPUT = ("Sum", "Mean", "Max", "Min")
+
+
+@dataclass(frozen=True)
+class EliminateNopArithmetic(NodePass):
+    """x + 0 -> x, and so for x - 0, x * 1, x / 1, x ** 1, x and true, x or false, and a Sum, Mean, Max or Min of one.
+
+    Exact up to the sign of a zero: -0.0 + 0.0 is 0.0, and the two count as equal. Nothing else of this rule changes a
+    sign; a zero that is subtracted or has a minus sign keeps it. The shape must provably stay: the constant may not
+    broadcast x.
+    """
+
+    name: ClassVar[str] = "eliminate-nop-arithmetic"
+    level: ClassVar[int | None] = 1
+    ops: ClassVar[tuple[str, ...]] = (*_NEUTRAL, *_ONE_INPUT)
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
+        if node.op_type in _ONE_INPUT:
+            if len(node.inputs) != 1 or node.inputs[0] is None:
+                raise Uninteresting("several operands")
+            return node.inputs[0]
+        neutral, positions = _NEUTRAL[node.op_type]
+        found = next((at for at in positions if _all_are(m, node.inputs[at], neutral)), None)
+        if found is None:
+            raise Uninteresting("no operand is a neutral constant")
+        x = node.inputs[1 - found]
+        assert x is not None
+        m.require(m.same_shape(x, node.outputs[0]), "the constant broadcasts the other operand, or may")
+        m.not_quantized([x, node.outputs[0]])
+        return x
+
+
+def _all_are(m: Match, value: ir.Value | None, wanted: float) -> bool:
+    """Whether the value is a small constant with this one content, or known from shape arithmetic to be."""
+    if value is None:
+        return False
+    tensor = const_tensor(value)
+    if tensor is None:
+        known = m.ctx.shapes.values(value)
+        return known is not None and len(known) > 0 and all(item == wanted for item in known)
+    if not 0 < tensor.size <= _SMALL or tensor.dtype.name == "STRING":
+        return False
+    return bool((tensor.numpy() == wanted).all())
+
+
+_SMALL = 1 << 16
+"""Larger constants are weights: nobody adds zeros of that size, and reading them costs."""
