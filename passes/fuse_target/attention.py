@@ -1,0 +1,105 @@
+"""Attention as the exporters write it, fused into ONNX Runtime's Attention, MultiHeadAttention or GroupQueryAttention.
+
+Lives here: the pass and the choice of the fused op. The core is found in attention_core.py, layouts in layout.py, the
+linear layers in projections.py; emit_attention.py makes the nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphopt.manager.worklist import NodePass, Uninteresting
+from graphopt.passes.fuse_target.attention_core import Core, find_core
+from graphopt.passes.fuse_target.emit_attention import Heads, emit
+from graphopt.passes.fuse_target.layout import View, walk
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.match import Match
+    from graphopt.manager.worklist import Replacement
+
+# Layout ops that may stand between the second MatMul and the merged heads.
+_MERGING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
+
+
+@dataclass(frozen=True)
+class FuseAttention(NodePass):
+    """merge_heads(softmax(q k^T * scale + mask) v) -> Attention, MultiHeadAttention or GroupQueryAttention.
+
+    Source: the operators' contracts in ONNX Runtime's documentation of contributed operators (com.microsoft).
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    stage: ClassVar[str] = "fuse-target"
+    level: ClassVar[int | None] = 2
+    tolerance = "reassociates"
+    after: ClassVar[tuple[str, ...]] = ("fuse-rotary-embedding",)
+    ops: ClassVar[tuple[str, ...]] = ("Reshape",)
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
+        final = _final_product(node)
+        core = find_core(m, final)
+        merged = _merged_heads(m, node.outputs[0], final, core)
+        query = core.query[0].value
+        m.not_quantized((query, core.key[0].value, core.value[0].value))
+        m.supports("MultiHeadAttention", "com.microsoft", like=query)
+        made = emit(op, m, core, _heads(m, core, merged))
+        m.interior = [final, core.softmax]
+        if m.rank(node.outputs[0]) == 3:
+            return made
+        return op.Reshape(made, [-1, m.dim(node.outputs[0], -1)])
+
+
+def _final_product(node: ir.Node) -> ir.Node:
+    """The MatMul of probabilities and values behind a Reshape.
+
+    Raises:
+        Uninteresting: there is none.
+    """
+    value = node.inputs[0]
+    for _ in range(4):
+        made = value.producer() if value is not None else None
+        if made is None or made.domain != "" or made.graph is not node.graph:
+            break
+        if made.op_type == "MatMul":
+            probabilities = made.inputs[0].producer() if made.inputs[0] is not None else None
+            if probabilities is not None and probabilities.op_type in ("Softmax", "Where"):
+                return made
+            break
+        if made.op_type not in _MERGING:
+            break
+        value = made.inputs[0]
+    raise Uninteresting("no attention in front")
+
+
+def _merged_heads(m: Match, value: ir.Value, final: ir.Node, core: Core) -> View:
+    """The view of the final product from where its heads are merged.
+
+    Raises:
+        Uninteresting: the heads are not merged here, perhaps further down.
+    """
+    rank = m.rank(value)
+    if rank not in (2, 3):
+        raise Uninteresting("the heads are not merged here")
+    wanted = {3: (("B", "X", "S", "x"), ("BX", "S", "x")), 2: (("B", "X", "b", "x"), ("BX", "b", "x"))}[rank]
+    for view in walk(m, value, ("B", "S", "X") if rank == 3 else ("B", "X")):
+        if view.value is final.outputs[0] and view.scale == 1.0 and not view.repeated:
+            if any(view.lies(*layout) for layout in wanted):
+                return view
+            break
+    m.require(len(core.dims) == 4 or rank == 3, "batch and heads share an axis and the result has rank 2")
+    raise Uninteresting("the heads are not merged here")
+
+
+def _heads(m: Match, core: Core, merged: View) -> Heads:
+    """Number of heads and channels of a value head."""
+    sizes = {factor.name: factor.size for axis in merged.axes for factor in axis}
+    heads, channels = sizes["X"], sizes.get("x")
+    m.require(isinstance(heads, int) and isinstance(channels, int), "the number of heads is not known")
+    assert isinstance(heads, int) and isinstance(channels, int)
+    width = m.dims(core.query[0].value)[-1]
+    m.require(isinstance(width, int), "the number of channels of a head is not known")
+    assert isinstance(width, int)
+    return Heads(heads, width, channels)

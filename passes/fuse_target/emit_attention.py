@@ -1,0 +1,232 @@
+"""Makes the fused attention node: which operands it takes, in which layout, and the bias in the form it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphopt.ir.builder import NoMatch
+from graphopt.passes.fuse_target.attention_core import Core, build_bias
+from graphopt.passes.fuse_target.projections import Projection, find_projection
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.match import Match
+    from graphopt.passes.fuse_target.layout import View
+
+MS = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of the query, channels of a query (and key) head, channels of a value head."""
+
+    count: int
+    width: int
+    value_width: int
+
+
+def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
+    """The fused node's output, [batch, positions, heads * channels].
+
+    Raises:
+        NoMatch: no fused op takes these operands.
+    """
+    bias = build_bias(op, m, core)
+    packed = _packed(m, core, heads)
+    if packed is not None:
+        return _attention(op, m, core, heads, packed, bias)
+    query = _query(op, m, core, heads)
+    key = _pick(core.key, "B", "T", f"{core.heads}D")
+    value = _pick(core.value, "B", "T", f"{core.heads}V", unscaled=True)
+    if key is not None and value is not None:
+        if not key.repeated and not value.repeated:
+            return _multi_head(op, m, core, heads, query, key, value, bias)
+        if _groups(m, core, heads, key, value):
+            return _group_query(op, m, core, heads, query, key, value, bias)
+    return _multi_head(op, m, core, heads, query, _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V"), bias)
+
+
+def _pick(views: Sequence[View], *layout: str, unscaled: bool = False) -> View | None:
+    """The nearest view of that layout."""
+    return next((view for view in views if view.lies(*layout) and not (unscaled and view.scale != 1.0)), None)
+
+
+def _query(op: Builder, m: Match, core: Core, heads: Heads) -> View:
+    """The query as [batch, positions, heads * channels], transposed into it where it does not come so."""
+    from graphopt.passes.fuse_target.layout import View
+
+    found = _pick(core.query, "B", "S", f"{core.heads}D")
+    if found is not None and not found.repeated:
+        return found
+    m.require(core.heads == "H", "batch and heads of the query share an axis")
+    rows = op.Transpose(core.query[0].value, perm=[0, 2, 1, 3])
+    return View(op.Reshape(rows, [0, 0, heads.count * heads.width]), ())
+
+
+def _by_head(op: Builder, m: Match, views: Sequence[View], channel: str) -> View:
+    """Key or value as [batch, heads, positions, channels]."""
+    from graphopt.passes.fuse_target.layout import View
+
+    found = _pick(views, "B", "H", "T", channel, unscaled=channel == "V")
+    if found is not None and not found.repeated:
+        return found
+    first = views[0]
+    m.require(len(first.axes) == 4, "batch and heads of key or value share an axis")
+    return View(op.Transpose(first.value, perm=[0, 1, 3, 2]), ())
+
+
+def _total_scale(core: Core, query: View, key: View) -> float:
+    return core.scale * query.scale * key.scale
+
+
+# -- one node for the projections too ------------------------------------------------------------------------------------
+
+
+def _packed(m: Match, core: Core, heads: Heads) -> tuple[tuple[View, Projection], ...] | None:
+    """q, k and v as linear layers of one input, when Attention can take them all in."""
+    if m.ctx.supports("Attention", MS, "FLOAT") is not None or core.heads != "H" or not m.equal(*core.dims[-2:]):
+        return None
+    found = []
+    for views, position, channel, width in (
+        (core.query, "S", "D", heads.width),
+        (core.key, "T", "D", heads.width),
+        (core.value, "T", "V", heads.value_width),
+    ):
+        layer = _linear(m, views, position, channel, heads.count * width)
+        if layer is None:
+            return None
+        found.append(layer)
+    sources = {id(layer.source) for _, layer in found}
+    if len(sources) != 1 or found[2][0].scale != 1.0:
+        return None
+    return tuple(found)
+
+
+def _linear(m: Match, views: Sequence[View], position: str, channel: str, width: int) -> tuple[View, Projection] | None:
+    for view in views:
+        if len(view.axes) != 3 or view.repeated:
+            continue
+        left = [[factor.name for factor in axis if factor.size != 1] for axis in view.axes[:2]]
+        outputs = [factor.name for factor in view.axes[2] if factor.index is None and factor.size != 1]
+        if any(names not in ([name], []) for names, name in zip(left, ("B", position), strict=True)):
+            continue
+        if outputs not in (["H", channel], ["H"], [channel]):
+            continue
+        try:
+            layer = find_projection(m, view)
+        except NoMatch:
+            continue
+        size = 1
+        for factor in view.axes[2]:
+            size *= factor.size if factor.index is None else 1
+        return (view, layer) if size == width else None
+    return None
+
+
+def _attention(op: Builder, m: Match, core: Core, heads: Heads, packed: Sequence[tuple[View, Projection]], bias: ir.Value | None) -> ir.Value:
+    import numpy as np
+
+    (query, q), (key, k), (_, v) = packed
+    weights = [layer.read_weight(m) for layer in (q, k, v)]
+    biases = [layer.read_bias(m) for layer in (q, k, v)]
+    full = [b if b is not None else np.zeros(w.shape[1], w.dtype) for b, w in zip(biases, weights, strict=True)]
+    sizes = [heads.count * heads.width] * 2 + [heads.count * heads.value_width]
+    return op.Attention(
+        q.source,
+        op.const(np.concatenate(weights, axis=1), f"{q.weight.name}_qkv"),
+        op.const(np.concatenate(full), f"{q.weight.name}_qkv_bias"),
+        None,
+        None,
+        bias,
+        _domain=MS,
+        num_heads=heads.count,
+        scale=_total_scale(core, query, key),
+        qkv_hidden_sizes=sizes if sizes[0] != sizes[2] else None,
+    )
+
+
+# -- q, k and v made before ----------------------------------------------------------------------------------------------
+
+
+def _multi_head(op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None) -> ir.Value:
+    operands, layer_bias = [query.value, key.value, value.value], None
+    if len(query.axes) == len(key.axes) == len(value.axes) == 3:
+        operands, layer_bias = _without_biases(op, m, (query, key, value))
+    return op.MultiHeadAttention(
+        *operands,
+        layer_bias,
+        None,
+        bias,
+        _domain=MS,
+        num_heads=heads.count,
+        scale=_total_scale(core, query, key),
+    )
+
+
+def _without_biases(op: Builder, m: Match, views: Sequence[View]) -> tuple[list[ir.Value], ir.Value | None]:
+    """The products of the linear layers and their biases as one constant, when all three are layers with a bias."""
+    import numpy as np
+
+    given = [view.value for view in views]
+    try:
+        layers = [find_projection(m, view) for view in views]
+        biases = [layer.read_bias(m) for layer in layers]
+    except NoMatch:
+        return given, None
+    products = [layer.product for layer in layers if layer.product is not None]
+    known = [bias for bias in biases if bias is not None]
+    if len(known) < 3 or len(products) < 3:
+        return given, None
+    return products, op.const(np.concatenate(known), f"{layers[0].weight.name}_qkv_bias")
+
+
+# -- grouped heads -------------------------------------------------------------------------------------------------------
+
+
+def _groups(m: Match, core: Core, heads: Heads, key: View, value: View) -> bool:
+    """Whether key and value heads are each repeated for a group of query heads, as GroupQueryAttention does it.
+
+    Its kernels want as many keys as queries, equal widths that are multiples of 8, and must know `causal=0`: the
+    built-in causal mask would differ from the graph's in rows that are masked as a whole.
+    """
+    if m.ctx.supports("GroupQueryAttention", MS, "FLOAT") is not None or core.heads != "H":
+        return False
+    sizes = [next((factor.size for axis in view.axes for factor in axis if factor.name == "H"), None) for view in (key, value)]
+    same = sizes[0] == sizes[1] and isinstance(sizes[0], int) and heads.count % sizes[0] == 0
+    if not same or any([factor.name for factor in view.repeated] != ["h"] for view in (key, value)):
+        return False
+    return m.equal(*core.dims[-2:]) and heads.width == heads.value_width and heads.width % 8 == 0
+
+
+def _group_query(op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None) -> ir.Value:
+    import numpy as np
+
+    from graphopt import ir
+
+    groups = next(factor.size for axis in key.axes for factor in axis if factor.name == "H")
+    positions = op.Cast(op.Shape(query.value, start=1, end=2), to=ir.DataType.INT32.value)
+    last = op.Sub(positions, op.const(np.array([1], np.int32), "one"))
+    batch = op.Shape(query.value, start=0, end=1)
+    out = op.node(
+        "GroupQueryAttention",
+        query.value,
+        key.value,
+        value.value,
+        None,
+        None,
+        op.Expand(last, batch),
+        op.Squeeze(positions),
+        None,
+        None,
+        None,
+        bias,
+        _domain=MS,
+        num_heads=heads.count,
+        kv_num_heads=groups,
+        scale=_total_scale(core, query, key),
+        causal=0,
+    )
+    return out
