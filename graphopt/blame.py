@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.checks import Check, Numbers
+from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError
 from graphopt.frontends.capture import Source, capture
@@ -149,7 +149,47 @@ class _Bisection:
         return numbers.reason if numbers.status == "failed" else ""
 
     def runtime(self, total: int, evaluations: int) -> Blame:
-        raise NotImplementedError
+        """Search ONNX Runtime's optimizers: enable the first k of its list, and see when the result leaves the plain one."""
+        from graphopt.targets.onnxruntime.optimizers import RUNTIME_OPTIMIZERS as NAMES
+
+        path = self.scratch / "bisect.onnx"
+        plain = self._outputs(path, NAMES, "disable_all")
+        reasons: dict[int, str] = {}
+
+        def is_bad(count: int) -> bool:
+            reasons[count] = _far(plain, self._outputs(path, NAMES[count:], "all"))
+            return bool(reasons[count])
+
+        found = first_bad(len(NAMES), is_bad)
+        spent = evaluations + found.evaluations
+        if found.first_bad is None:
+            return Blame("none", None, None, total, spent, "")
+        name = NAMES[found.first_bad - 1] if found.first_bad else "one that is not in the list of known optimizers"
+        return Blame("runtime-optimizer", None, name, total, spent, reasons[found.first_bad])
+
+    def _outputs(self, path: Path, disabled: tuple[str, ...], level: Any) -> list[dict[str, Any]]:
+        from graphopt.targets.onnxruntime.runner import open_runner
+        from graphopt.targets.onnxruntime.settings import SessionSettings
+
+        settings = SessionSettings().reference().replace(optimization_level=level, disabled_optimizers=disabled)
+        with open_runner(path, settings, time_limit=RUN_SECONDS, memory_limit=RUN_BYTES) as runner:
+            return [runner.run(case.feeds) for case in self.check.cases() if not case.special]
+
+
+def _far(plain: list[dict[str, Any]], optimized: list[dict[str, Any]]) -> str:
+    """Why two runs of one model are too far apart to be rounding, '' when they are not."""
+    import numpy as np
+
+    from graphopt.numerics import TOLERANCES, distance, magnitude
+
+    for first, second in zip(plain, optimized, strict=True):
+        for name, value in first.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind in "OUST" or not value.size:
+                continue
+            error = float(np.max(distance(value, second[name], strict=False)))
+            if error > TOLERANCES["reassociates"].ill_conditioned * max(magnitude(value), np.finfo(np.float32).tiny):
+                return f"output {name!r} moves by {error:.3g}, its largest value is {magnitude(value):.3g}"
+    return ""
 
 
 def _no_timings() -> Any:

@@ -112,6 +112,10 @@ class Check:
         details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
         return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
 
+    def cases(self) -> list[Case]:
+        """The feeds that the numerics use."""
+        return list(self._reference_model().cases)
+
     def _reference_model(self) -> Reference:
         from graphopt.reference import Reference
 
