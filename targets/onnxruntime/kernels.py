@@ -130,17 +130,22 @@ def _node_reason(node: ir.Node, model: ir.Model, device: Device) -> str | None:
 
 
 def _is_shape_work(node: ir.Node, host: set[int]) -> bool:
-    dynamic = [value for value in node.inputs if value is not None and value.producer() is not None]
-    return bool(dynamic) and all(id(value) in host for value in dynamic) and node.op_type not in _HOST_INPUTS
+    # An Expand to a computed shape is device work: only its host slot comes from the host.
+    host_slots = _HOST_INPUTS.get(node.op_type, frozenset())
+    data = [value for slot, value in enumerate(node.inputs) if slot not in host_slots and _is_computed(value)]
+    return bool(data) and all(id(value) in host for value in data)
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type != "Constant"
 
 
 def _count_copies(node: ir.Node, runs_here: bool, host: set[int], copies: dict[tuple[int, str], str]) -> None:
     host_slots = _HOST_INPUTS.get(node.op_type, frozenset())
     for slot, value in enumerate(node.inputs):
-        if value is None or value.producer() is None or value.producer().op_type == "Constant":  # type: ignore[union-attr]
-            continue
-        if node.op_type in _HOST_OUTPUTS:
-            continue  # reads the shape, not the data
+        if value is None or not _is_computed(value) or node.op_type in _HOST_OUTPUTS:
+            continue  # Shape reads no data
         wants_host = not runs_here or slot in host_slots
         is_host = id(value) in host
         if wants_host != is_host:

@@ -1,0 +1,134 @@
+"""The targets: spelling, kernel table, placement on a GPU that is not there, files and loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+from onnx import parser
+
+from graphopt.errors import GraphoptError
+from graphopt.spec import build, parse_spec, unbuild
+from graphopt.targets.onnxruntime import kernels
+from graphopt.targets.onnxruntime.make_kernel_table import read_document, read_registry
+from graphopt.targets.onnxruntime.target import Cpu, Cuda, OnnxRuntime
+
+DET = """<ir_version: 10, opset_import: ["":21]> g(float[N,4,4] x) => (float[N,4,4] y) {
+  shape = Shape(x) same = Reshape(x, shape) det = Det(same) relu = Relu(same)
+  axes = Constant<value_ints=[1, 2]>() wide = Unsqueeze(det, axes) y = Add(relu, wide) }"""
+
+
+def model(text: str) -> onnx_ir.Model:
+    return onnx_ir.serde.deserialize_model(parser.parse_model(text))
+
+
+def test_cpu_compiles_and_runs(tmp_path: Path) -> None:
+    target = Cpu(threads=1)
+    files = target.compile(model(DET), tmp_path)
+    assert files.main == "model.onnx" and files.files == ("model.onnx",) and files.notes == ()
+    assert files.settings["threads"] == 1
+    x = np.eye(4, dtype=np.float32)[None] * -2
+    with target.load(tmp_path / files.main, files.settings) as runner:
+        np.testing.assert_allclose(runner.run({"x": x})["y"], np.maximum(x, 0) + 16, rtol=0, atol=1e-5)
+
+
+def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Cpu().compile(model(DET), tmp_path / name)
+    assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
+
+
+def test_cuda_compiles_without_a_gpu_and_says_so(tmp_path: Path) -> None:
+    target = Cuda()
+    if target.available() is None:
+        pytest.skip("this machine has a GPU")
+    notes = target.compile(model(DET), tmp_path).notes
+    assert notes[0].startswith("1 x Det on the CPU: ONNX Runtime's CUDA provider has no kernel for Det")
+    assert notes[1].startswith("2 copies")  # same -> Det on the host, its result back
+    assert notes[-1].startswith("compiled, not run: ")
+    with pytest.raises(GraphoptError, match="CUDAExecutionProvider is not in the installed"):
+        target.load(tmp_path / "model.onnx")
+
+
+def test_shape_arithmetic_costs_no_copies() -> None:
+    place = kernels.place(
+        model(
+            """<ir_version: 10, opset_import: ["":21]> g(float[N,4] x) => (float[M] y) {
+            shape = Shape(x) zero = Constant<value_int=0>() n = Gather(shape, zero) four = Constant<value_int=4>()
+            total = Mul(n, four) axes = Constant<value_ints=[0]>() target = Unsqueeze(total, axes) y = Reshape(x, target) }"""
+        )
+    )
+    assert place.copies == () and place.on_cpu == ()
+    assert place.counts["cpu"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        ("cpu{threads=2}", Cpu(threads=2).session_settings()),
+        ("onnxruntime{threads=2}", Cpu(threads=2).session_settings()),
+        ("onnxruntime{device=cuda}", Cuda().session_settings()),
+        ("onnxruntime{device=cuda provider=tensorrt}", Cuda(provider="tensorrt").session_settings()),
+    ],
+)
+def test_spellings(spec: str, settings: object) -> None:
+    parsed = parse_spec(spec)
+    classes = {"cpu": Cpu, "cuda": Cuda, "onnxruntime": OnnxRuntime}
+    target = build(classes[parsed.name], parsed, "target")
+    assert target.session_settings() == settings
+    assert str(unbuild(target, parsed.name)) == spec
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(GraphoptError, match="needs device=cuda"):
+        OnnxRuntime(provider="tensorrt")
+    with pytest.raises(GraphoptError, match="not key=value"):
+        Cuda(options=("arena_extend_strategy",))
+    with pytest.raises(GraphoptError, match="levels are 0 to 3"):
+        Cpu().pipeline(4)
+    assert [Cpu().pipeline(level) for level in range(4)] == ["O0", "O1", "O2", "O3"]
+
+
+def test_supports_answers_from_the_table() -> None:
+    assert Cpu().supports("", "Conv", 11, "FLOAT") is None
+    assert "has no float16 kernel for Conv" in (Cpu().supports("", "Conv", 11, "FLOAT16") or "")
+    assert Cuda().supports("ai.onnx", "Conv", 11, "FLOAT16") is None
+    assert "no kernel for Mish" in (Cpu().supports("", "Mish", 22) or "")
+    assert "of opset 19; it has 20+" in (Cpu().supports("", "Gelu", 19) or "")
+    assert Cpu().supports("com.microsoft", "MultiHeadAttention", 1, "FLOAT") is None
+    assert "no kernel for my.ops::Thing" in (Cpu().supports("my.ops", "Thing", 1) or "")
+
+
+def test_table_is_that_of_the_installed_runtime() -> None:
+    version, registry = read_registry("CPUExecutionProvider")
+    if version not in kernels.table()["sources"]["cpu"]:
+        pytest.skip(f"the table was made from another version than the installed {version}")
+    assert registry == kernels.table()["cpu"]
+
+
+def test_document_rows() -> None:
+    text = """
+## Operators implemented by CUDAExecutionProvider
+
+| Op Name | Parameters | OpSet Version | Types Supported |
+|---------|------------|---------------|-----------------|
+|**Operator Domain:** *ai.onnx*||||
+|Abs|*in* X:**T**<br> *out* Y:**T**|13+|**T** = tensor(double), tensor(float)|
+|||[6, 12]|**T** = tensor(float)|
+|Cast|*in* input:**T1**<br> *out* output:**T2**|9|**T1** = tensor(bool)<br/> **T2** = tensor(float)|
+| |
+|**Operator Domain:** *com.microsoft*||||
+|Gelu|*in* X:**T**<br> *out* Y:**T**|1+|**T** = tensor(float16)|
+"""
+    assert read_document(text, "CUDAExecutionProvider") == {
+        "::Abs": [[6, 12, ["float"]], [13, None, ["double", "float"]]],
+        "::Cast": [[9, 9, ["bool"]]],
+        "com.microsoft::Gelu": [[1, None, ["float16"]]],
+    }
+    with pytest.raises(ValueError, match="no section for Other"):
+        read_document(text, "Other")
+    with pytest.raises(ValueError, match="not a range"):
+        read_document(text.replace("13+", "soon"), "CUDAExecutionProvider")
