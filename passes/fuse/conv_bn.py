@@ -1,11 +1,16 @@
-"""BatchNormalization folded into the convolution in front of it."""
+"""BatchNormalization folded into the linear op in front of it.
+
+One class per kind of op, because the layouts differ in what is legal; the arithmetic is in _linear.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.manager.base import Tolerance
 from graphopt.manager.pattern import RewritePass
+from graphopt.passes.fuse._linear import batch_norm_affine, fold, fold_weight, linear, per_channel, rounded
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -21,36 +26,57 @@ class FuseConvBN(RewritePass):
     name: ClassVar[str] = "fuse-conv-bn"
     stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = 2
-    tolerance = "reassociates"
+    tolerance: ClassVar[Tolerance] = "reassociates"
 
     def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
-        conv = op.node(("Conv", "ConvTranspose"), x, w, b, _as="conv")
+        conv = op.node(("Conv", "ConvTranspose", "BatchNormalization"), x, w, b, _as="linear", _prefix=True)
         return op.BatchNormalization(conv, scale, bias, mean, var, _as="bn")
 
-    def rewrite(self, op: Builder, m: Match, x: ir.Value, w: ir.Value, scale: ir.Value, bias: ir.Value, mean: ir.Value, var: ir.Value, b: ir.Value | None) -> ir.Value:
+    def rewrite(self, op: Builder, m: Match, *_: ir.Value | None) -> ir.Value:
+        lin = linear(m, m["linear"])
+        factor, shift = batch_norm_affine(m, m["bn"])
+        return fold(op, m, lin, factor, shift)
+
+
+@dataclass(frozen=True)
+class FuseGemmBN(RewritePass):
+    """BatchNormalization(Gemm(x, w, b)) -> Gemm(x, w * s, (b - mean) * s + bias), s = scale / sqrt(var + epsilon)."""
+
+    name: ClassVar[str] = "fuse-gemm-bn"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+
+    def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
+        return op.BatchNormalization(op.Gemm(x, w, b, _as="linear"), scale, bias, mean, var, _as="bn")
+
+    def rewrite(self, op: Builder, m: Match, *_: ir.Value | None) -> ir.Value:
+        return fold(op, m, linear(m, m["linear"]), *batch_norm_affine(m, m["bn"]))
+
+
+@dataclass(frozen=True)
+class FuseMatMulBN(RewritePass):
+    """BatchNormalization(MatMul(x, w) + b) -> Gemm(x, w * s, (b - mean) * s + bias), for matrices."""
+
+    name: ClassVar[str] = "fuse-matmul-bn"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+
+    def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
+        product = op.MatMul(x, w, _as="linear")
+        plain = op.BatchNormalization(product, scale, bias, mean, var, _as="bn")
+        return [op.BatchNormalization(op.Add(product, b), scale, bias, mean, var, _as="bn"), plain]
+
+    def rewrite(self, op: Builder, m: Match, x: ir.Value, w: ir.Value, *rest: ir.Value | None) -> ir.Value:
         import numpy as np
 
-        m.require(not m.attr("bn", "training_mode", 0), "the batch norm is in training mode")
-        m.require(m.is_float(w) and m.dtype(w) == m.dtype(scale), "weights and batch norm have different types")
-        weights, dtype = m.const(w), m.const(w).dtype
-        s64, b64, m64, v64 = (m.const(v).astype(np.float64) for v in (scale, bias, mean, var))
-        factor = s64 / np.sqrt(v64 + m.attr("bn", "epsilon", 1e-5))
-        m.require(np.isfinite(factor).all(), "scale / sqrt(var + epsilon) is not finite")
-        old_bias = m.const(b).astype(np.float64) if b is not None else 0.0
-        conv = m["conv"]
-        new_weights = op.const(scale_channels(weights, factor, conv, m).astype(dtype), f"{w.name}_bn")
-        new_bias = op.const(((old_bias - m64) * factor + b64).astype(dtype), f"{conv.name}_bias")
-        return op.clone(conv, [x, new_weights, new_bias])
-
-
-def scale_channels(weights: Any, factor: Any, conv: ir.Node, m: Match) -> Any:
-    """Multiply each output channel of a Conv ([M, C/g, ...]) or ConvTranspose ([C, M/g, ...]) weight by its factor (float64)."""
-    import numpy as np
-
-    ones = (1,) * (weights.ndim - 2)
-    if conv.op_type == "Conv":
-        return weights.astype(np.float64) * factor.reshape(-1, 1, *ones)
-    group = m.attr(conv, "group", 1)
-    per_group = factor.reshape(group, weights.shape[1])
-    rows = np.repeat(per_group, weights.shape[0] // group, axis=0)
-    return weights.astype(np.float64) * rows.reshape(*rows.shape, *ones)
+        b = rest[-1]
+        m.require(m.rank(x) == 2 and m.rank(w) == 2, "Gemm needs matrices; the batch norm's axis 1 is not the last one")
+        lin = linear(m, m["linear"])
+        m.require(not lin.left, "the constant is the left operand")
+        m.supports("Gemm", like=x)
+        factor, shift = batch_norm_affine(m, m["bn"])
+        added = per_channel(m, b, 2, 1, lin.count) if b is not None else np.zeros(())
+        weight = fold_weight(op, m, lin, factor)
+        return op.Gemm(x, weight, rounded(op, m, added * factor + shift, w, f"{lin.node.name}_bias"))

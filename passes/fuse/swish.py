@@ -1,0 +1,150 @@
+"""Swish, Mish, Softplus and the leaky rectifiers from their parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphopt.ir.builder import NoMatch
+from graphopt.manager.base import Tolerance
+from graphopt.manager.pattern import RewritePass
+from graphopt.manager.worklist import NodePass, Uninteresting
+from graphopt.passes.fuse._expr import Region, number, polynomial, producer_is, read_gated, scaled
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.match import Match
+    from graphopt.manager.pattern import PatternBuilder
+
+
+@dataclass(frozen=True)
+class FuseSwish(NodePass):
+    """x * Sigmoid(alpha * x) -> Swish(x, alpha), from opset 24."""
+
+    name: ClassVar[str] = "fuse-swish"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+    ops: ClassVar[tuple[str, ...]] = ("Mul",)
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
+        if m.opset() < 24:
+            raise Uninteresting("Swish came with opset 24")
+        x, alpha = read_gated(m, ("Sigmoid",), _read_gate, 1.0)
+        m.supports("Swish", like=x)
+        return op.Swish(x, alpha=alpha)
+
+
+def _read_gate(region: Region, gate: ir.Value, x: ir.Value) -> tuple[float, float]:
+    argument = region.node(gate, "Sigmoid").inputs[0]
+    assert argument is not None
+    line = polynomial(region, argument, x)
+    if {power for power, c in line.items() if c != 0} != {1}:
+        raise NoMatch("the argument of Sigmoid is not alpha * x")
+    return 1.0, line[1]
+
+
+@dataclass(frozen=True)
+class FuseMish(RewritePass):
+    """x * Tanh(Softplus(x)) -> Mish(x)."""
+
+    name: ClassVar[str] = "fuse-mish"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+    after: ClassVar[tuple[str, ...]] = ("fuse-softplus",)
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Any:
+        return op.Mul(x, op.Tanh(op.Softplus(x)))
+
+    def rewrite(self, op: Builder, m: Match, x: ir.Value) -> ir.Value:
+        m.supports("Mish", like=x)
+        return op.Mish(x)
+
+
+@dataclass(frozen=True)
+class FuseSoftplus(RewritePass):
+    """Log(Exp(x) + 1) -> Softplus(x), which the standard defines so."""
+
+    name: ClassVar[str] = "fuse-softplus"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Any:
+        return op.Log(op.Add(op.Exp(x), 1.0, _as="add"))
+
+    def rewrite(self, op: Builder, m: Match, x: ir.Value) -> ir.Value:
+        m.require(m.same_shape(x, m["add"].outputs[0]), "the constant changes the rank")
+        m.supports("Softplus", like=x)
+        return op.Softplus(x)
+
+
+@dataclass(frozen=True)
+class FuseLeakyRelu(NodePass):
+    """Max(x, a * x) -> LeakyRelu(x, a) for 0 <= a <= 1; Where(x > 0, x, a * x) -> LeakyRelu(x, a) for any a."""
+
+    name: ClassVar[str] = "fuse-leaky-relu"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+    ops: ClassVar[tuple[str, ...]] = ("Max", "Where")
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
+        region = Region(m)
+        x, slope = self._max(region, node) if node.op_type == "Max" else self._where(region, node)
+        m.require(m.is_float(x), "LeakyRelu is for floats")
+        region.close()
+        m.supports("LeakyRelu", like=x)
+        return op.LeakyRelu(x, alpha=slope)
+
+    def _max(self, region: Region, node: ir.Node) -> tuple[ir.Value, float]:
+        if len(node.inputs) != 2:
+            raise Uninteresting("not of two")
+        for x, other in (node.inputs, node.inputs[::-1]):
+            if producer_is(region.m, other, "Mul", "Div"):
+                part = scaled(region.m, other.producer())  # type: ignore[union-attr, arg-type]
+                if part is not None and part[0] is x:
+                    region.m.require(0 <= part[1] <= 1, f"the larger of x and {part[1]} x is no LeakyRelu")
+                    region.node(other, "Mul", "Div")
+                    return part
+        raise Uninteresting("not the larger of x and a * x")
+
+    def _where(self, region: Region, node: ir.Node) -> tuple[ir.Value, float]:
+        condition, x, other = node.inputs
+        if x is None or not producer_is(region.m, condition, "Greater", "GreaterOrEqual") or not producer_is(region.m, other, "Mul", "Div"):
+            raise Uninteresting("not a choice by sign")
+        compare = region.node(condition, "Greater", "GreaterOrEqual")
+        part = scaled(region.m, region.node(other, "Mul", "Div"))
+        if part is None or part[0] is not x or compare.inputs[0] is not x or number(compare.inputs[1]) != 0:
+            raise NoMatch("not x where x > 0, else a * x")
+        return part
+
+
+@dataclass(frozen=True)
+class FusePRelu(RewritePass):
+    """Relu(x) - slope * Relu(-x) -> PRelu(x, slope), also as Relu(x) + (-slope) * Relu(-x)."""
+
+    name: ClassVar[str] = "fuse-prelu"
+    stage: ClassVar[str] = "fuse-portable"
+    level: ClassVar[int | None] = 2
+    tolerance: ClassVar[Tolerance] = "reassociates"
+
+    def pattern(self, op: PatternBuilder, x: Any, slope: Any) -> Any:
+        down = op.Relu(op.Neg(x))
+        up = op.Relu(x, _as="up")
+        return [
+            op.Sub(up, op.Mul(slope, down), _as="sub"),
+            op.Add(up, op.Mul(slope, op.Neg(down)), _as="sub"),
+            op.Add(up, op.Neg(op.Mul(slope, down)), _as="sub"),
+            op.Add(up, op.Mul(slope, down), _as="add"),
+        ]
+
+    def rewrite(self, op: Builder, m: Match, x: ir.Value, slope: ir.Value) -> ir.Value:
+        m.require(m.ctx.shapes.broadcasts_to(slope, x), "the slope does not broadcast to x")
+        m.supports("PRelu", like=x)
+        if m.has("add"):
+            m.require(m.is_const(slope), "the slope's sign would have to be turned at run time")
+            slope = op.const(-m.const(slope), f"{slope.name}_negated")
+        return op.PRelu(x, slope)
