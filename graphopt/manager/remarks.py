@@ -39,6 +39,10 @@ class Remarks:
     def missed(self, pass_name: str, site: str, op: str, reason: str) -> None:
         self._missed[(pass_name, site)] = Remark(pass_name, "missed", site, op, reason)
 
+    def forget(self, pass_name: str, site: str) -> None:
+        """Drop a `missed` remark: the place has changed and no longer concerns the pass."""
+        self._missed.pop((pass_name, site), None)
+
     def note(self, pass_name: str, reason: str, site: str = "", op: str = "") -> None:
         self._rows.append(Remark(pass_name, "note", site, op, reason))
 

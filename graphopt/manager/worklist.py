@@ -107,6 +107,7 @@ def _attempt(rule: NodePass, ctx: Context, node: ir.Node) -> None:
     try:
         rule.attempt(ctx, node)
     except Uninteresting:
+        ctx.remarks.forget(rule.name, site)
         return
     except NoMatch as reason:
         ctx.remarks.missed(rule.name, site, op, str(reason))
