@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from graphopt.errors import GraphoptError
     from graphopt.frontends.onnx import load
+    from graphopt.frontends.torch import from_torch
     from graphopt.ir.builder import NoMatch
     from graphopt.ir.writer import write as save
     from graphopt.manager.base import Pass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "GraphoptError": "graphopt.errors",
+    "from_torch": "graphopt.frontends.torch",
     "load": "graphopt.frontends.onnx",
     "save": "graphopt.ir.writer:write",
     "NoMatch": "graphopt.ir.builder",
@@ -30,7 +32,7 @@ _WHERE = {
     "Runner": "graphopt.target",
     "Target": "graphopt.target",
 }
-__all__ = ["GraphoptError", "NoMatch", "NodePass", "Pass", "RewritePass", "Runner", "Target", "load", "save"]
+__all__ = ["GraphoptError", "NoMatch", "NodePass", "Pass", "RewritePass", "Runner", "Target", "from_torch", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,12 @@ are not trusted (graphopt/frontends/pt2.py).
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # Stack traces and node dumps name folders of this machine and are larger than the graph itself.
 _DROPPED = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.onnxscript.optimizer.folded_from")
-_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
 def from_torch(
@@ -42,7 +43,7 @@ def from_torch(
         dynamic_shapes: as for torch.export: per input a dict from dim to a name or torch.export.Dim; None is static.
 
     Returns:
-        The model. A node is named after its layer: `encoder/layer.0/fc/MatMul`; initializers keep their parameter names.
+        The model. A node is named after its layer, `encoder/layer.0/fc/MatMul`; initializers keep their names.
 
     Raises:
         MissingDependency: torch or onnxscript is not installed.
@@ -72,9 +73,9 @@ def load_program(path: str | Path) -> ir.Model:
 
 
 def from_function(text: str) -> ir.Model:
-    """Capture what `package.module:function` returns: (module, example inputs) or (module, example inputs, dynamic shapes).
+    """Capture what `package.module:function` returns: (module, example inputs[, dynamic shapes]).
 
-    Example inputs are a tuple, one tensor, or a dict of keyword arguments. The module is imported and called: it is code.
+    Example inputs are a tuple, one tensor, or a dict of keyword arguments. It is code: it is imported and called.
 
     Raises:
         MissingDependency: torch or onnxscript is not installed.
@@ -133,7 +134,7 @@ def _export(module: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_sh
 
     exported = isinstance(module, torch.export.ExportedProgram)
     if not exported and not isinstance(module, torch.nn.Module):
-        raise GraphoptError(f"from_torch takes an nn.Module, an fx GraphModule or an ExportedProgram, not {_kind(module)}")
+        raise GraphoptError(f"from_torch takes an nn.Module, GraphModule or ExportedProgram, not {_kind(module)}")
     if exported and dynamic_shapes is not None:
         raise GraphoptError("an ExportedProgram has its dynamic shapes already; give them to torch.export.export")
     given = () if exported else args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
@@ -170,15 +171,16 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about itself off the terminal; its errors come as exceptions."""
-    logs = [logging.getLogger(name) for name in _LOGGERS]
-    # Child loggers with levels of their own would still speak.
-    logs += [log for name, log in logging.root.manager.loggerDict.items() if isinstance(log, logging.Logger) and name.startswith(_LOGGERS)]
+    """Keep the exporter's remarks and prints off the terminal; its errors come as exceptions."""
+    # Children too: a logger with a level of its own does not ask its parent.
+    known = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    logs = [log for log in known if log.name.partition(".")[0] in _LOGGERS]
     before = [log.level for log in logs]
     try:
         for log in logs:
             log.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        sink = io.StringIO()  # failed traces are printed, not logged
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -232,7 +234,7 @@ def _layer(scopes: str) -> str:
         return ""
     parts, outer = [], ""
     for name in names[:-1]:
-        if name:
+        if name and not name.startswith("_empty_nn_module_stack"):
             parts.append(name.removeprefix(f"{outer}.") if outer else name)
             outer = name
     return "/".join(parts)
