@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.base import Pass
     from graphopt.manager.runner import RunResult
-    from graphopt.numerics import Case, RunnerFactory, ToleranceClass
+    from graphopt.numerics import Case, NumericsReport, RunnerFactory, ToleranceClass
     from graphopt.reference import Reference
     from graphopt.target import Runner
 
@@ -108,9 +108,13 @@ class Check:
     def end(self, candidate: Path, result: RunResult | None) -> Numbers:
         """Judge a file against the untouched model, by the loosest class of the passes that changed something."""
         start = time.perf_counter()
-        report = self._reference_model().judge(candidate, loosest(result))
+        report = self.compare(candidate, loosest(result))
         details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
         return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
+
+    def compare(self, candidate: Path, tolerance: ToleranceClass) -> NumericsReport:
+        """Judge a file against the untouched model by one tolerance class."""
+        return self._reference_model().judge(candidate, tolerance)
 
     def cases(self) -> list[Case]:
         """The feeds that the numerics use."""

@@ -1,0 +1,85 @@
+"""Opening whatever the user names for running: an ONNX file, or an artifact with the settings in its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import artifact as artifacts
+from graphopt.errors import GraphoptError
+from graphopt.manager.registry import make_target
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.target import Runner, Target
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model file with the target and settings that it is to be run with."""
+
+    path: Path
+    target: Target
+    settings: dict[str, Any] | None
+
+    def open(self, **changes: Any) -> Runner:
+        """Open it in a process of its own; `changes` replace single session settings (threads, spinning, ...).
+
+        Raises:
+            GraphoptError: the target cannot run here, or the runtime refuses the model.
+        """
+        reason = self.target.available()
+        if reason is not None:
+            raise GraphoptError(f"{self.path} cannot be run here: {reason}")
+        settings = {**(self.settings or {}), **changes}
+        return self.target.load(self.path, settings or None)
+
+
+def runnable(source: str | Path, target: str | None = None) -> Runnable:
+    """What to open for a path.
+
+    Args:
+        source: ONNX file or artifact folder.
+        target: How to run a plain file (default "cpu"); an artifact knows its own.
+
+    Raises:
+        GraphoptError: no such file, a broken artifact, or a target for an artifact of another one.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise GraphoptError(f"{path}: there is no such file or artifact")
+    if not path.is_dir():
+        return Runnable(path, make_target(target or "cpu"), None)
+    artifact = artifacts.load(path)
+    own = artifact.manifest["target"]
+    if target is not None and target != own:
+        raise GraphoptError(f"{path} was compiled for {own!r}, not {target!r}; compile it again for that target")
+    return Runnable(artifact.main, make_target(own), dict(artifact.manifest["settings"]))
+
+
+def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0) -> dict[str, Any]:
+    """The user's feeds, or legal ones made for the model at sizes that it accepts.
+
+    Raises:
+        GraphoptError: the data does not fit the inputs, or the model accepts no made feeds.
+    """
+    from graphopt.feedfiles import load_feeds
+    from graphopt.feeds import find_bindings, make_feeds
+
+    if data is not None:
+        return load_feeds(data, runner.inputs)
+    refused: list[str] = []
+
+    def accepts(binding: dict[str, int]) -> bool:
+        try:
+            runner.run(make_feeds(model, seed, binding))
+        except GraphoptError as error:
+            refused.append(str(error))
+            return False
+        return True
+
+    bindings = find_bindings(model, accepts)
+    if not bindings:
+        raise GraphoptError(f"no inputs could be made that the model accepts ({refused[0]}); give --data")
+    return make_feeds(model, seed, bindings[0])
