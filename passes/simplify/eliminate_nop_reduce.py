@@ -50,8 +50,6 @@ class EliminateNopReduce(NodePass):
 
 
 def _squeeze(op: Builder, m: Match, x: ir.Value, axes: tuple[int, ...]) -> ir.Value:
-    import numpy as np
-
     if m.opset() < 13:
         return op.Squeeze(x, axes=axes)
-    return op.Squeeze(x, op.const(np.array(sorted(axes), np.int64), "axes"))
+    return op.Squeeze(x, op.const(sorted(axes), "axes"))
