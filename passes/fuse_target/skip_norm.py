@@ -1,0 +1,132 @@
+"""A residual sum and the normalization behind it in one node: SkipLayerNormalization and its RMS variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphopt.ir.builder import NoMatch
+from graphopt.manager.worklist import NodePass, Uninteresting
+from graphopt.passes.fuse_target.norms import Norm, find_norm
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.match import Match
+    from graphopt.manager.worklist import Replacement
+
+MS = "com.microsoft"
+_NAMES = {True: "SkipLayerNormalization", False: "SkipSimplifiedLayerNormalization"}
+
+
+@dataclass(frozen=True)
+class FuseSkipLayerNorm(NodePass):
+    """norm(x + skip [+ bias]) -> SkipLayerNormalization(x, skip, scale, ...), whose 4th output is the sum.
+
+    A sum with other users is replaced first, at its own place; the norm then becomes the first output.
+    """
+
+    name: ClassVar[str] = "fuse-skip-layer-norm"
+    stage: ClassVar[str] = "fuse-target"
+    level: ClassVar[int | None] = 2
+    tolerance = "reassociates"
+    ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization", "RMSNormalization", "Mul")
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
+        if node.op_type == "Add":
+            return self._at_sum(op, m, node)
+        norm = find_norm(m, node)
+        done = _existing(norm)
+        if done is not None:
+            return done
+        add = m.producer(norm.source, "Add")
+        if len(add.outputs[0].uses()) > _uses_in_norm(norm, node):
+            raise NoMatch("the sum has other users; it is replaced first")
+        m.interior = [add, *norm.nodes]
+        return _emit(op, m, add, norm, 1)
+
+    def _at_sum(self, op: Builder, m: Match, add: ir.Node) -> Replacement:
+        norm = _norm_behind(m, add)
+        for value in (norm.scale, norm.bias):
+            m.require(value is None or value.producer() is None, "the norm's parameters are made after the sum")
+        return _emit(op, m, add, norm, 4)[3]
+
+
+def _uses_in_norm(norm: Norm, last: ir.Node) -> int:
+    inside = {id(node) for node in (last, *norm.nodes)}
+    return sum(id(use.node) in inside for use in norm.source.uses())
+
+
+def _norm_behind(m: Match, add: ir.Node) -> Norm:
+    """A normalization of a sum that has other users too."""
+    total = add.outputs[0]
+    users = [use.node for use in total.uses()]
+    if len(users) < 2 and not total.is_graph_output():
+        raise Uninteresting("no other users")
+    for user in users:
+        for last in _last_nodes(user):
+            try:
+                norm = find_norm(m, last)
+            except NoMatch:
+                continue
+            if norm.source is total and (total.is_graph_output() or len(users) > _uses_in_norm(norm, last)):
+                return norm
+    raise Uninteresting("no normalization of this sum")
+
+
+def _last_nodes(user: ir.Node) -> list[ir.Node]:
+    if user.op_type in ("LayerNormalization", "RMSNormalization"):
+        return [user]
+    if user.op_type in ("Mul", "Div"):
+        return [use.node for use in user.outputs[0].uses() if use.node.op_type == "Mul"]
+    return []
+
+
+def _existing(norm: Norm) -> ir.Value | None:
+    """The first output of a fused node whose sum is what is normalized here, with the same parameters."""
+    made = norm.source.producer()
+    if made is None or made.domain != MS or made.op_type != _NAMES[norm.centred] or norm.source.index() != 3:
+        return None
+    inputs = [*made.inputs, None, None][:4]
+    scale, bias = inputs[2], inputs[3] if norm.centred else None
+    attribute = made.attributes.get("epsilon")
+    same = scale is norm.scale and bias is norm.bias and attribute is not None and attribute.value == _float32(norm.epsilon)
+    return made.outputs[0] if same else None
+
+
+def _float32(number: float) -> float:
+    import numpy as np
+
+    return float(np.float32(number))
+
+
+def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tuple[ir.Value, ...]:
+    first, skip = add.inputs[0], add.inputs[1]
+    assert first is not None and skip is not None
+    name = _NAMES[norm.centred]
+    m.supports(name, MS, like=first)
+    m.not_quantized((first, skip))
+    rank = m.rank(norm.source)
+    m.require(rank in (2, 3), f"the sum has rank {rank}")
+    m.require(m.same_shape(first, skip) and m.same_shape(first, norm.source), "the sum broadcasts")
+    width = m.dims(norm.source)[-1]
+    for parameter in (norm.scale, norm.bias):
+        m.require(parameter is None or m.rank(parameter) == 1 and m.equal(m.dims(parameter)[0], width), "the norm's parameters broadcast")
+    first, skip, bias = _take_bias(m, first, skip)
+    parameters = [norm.scale, norm.bias, bias] if norm.centred else [norm.scale, bias]
+    made = op.node(name, first, skip, *parameters, _domain=MS, _outputs=outputs, epsilon=_float32(norm.epsilon))
+    return made if outputs > 1 else (made,)
+
+
+def _take_bias(m: Match, first: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Either operand without the constant 1-D bias that a linear layer just added to it."""
+    for value, other in ((first, skip), (skip, first)):
+        node = value.producer()
+        if node is None or node.domain != "" or node.op_type != "Add" or len(value.uses()) != 1 or node.graph is not m.root.graph:
+            continue
+        for product, bias in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+            if bias is None or product is None or not m.is_const(bias) or bias.producer() is not None:
+                continue
+            if m.rank(bias) == 1 and m.same_shape(product, value) and m.equal(m.dims(bias)[0], m.dims(value)[-1]):
+                return product, other, bias
+    return first, skip, None
