@@ -25,6 +25,9 @@ from graphopt.manager.pipeline import Fix, Pipeline
 if TYPE_CHECKING:
     from graphopt import ir
 
+# Built-in passes are held to the one-gateway rule by the contract tests; watching each of them would double a run's time.
+_TESTED = "graphopt.passes."
+
 
 @dataclass
 class RunResult:
@@ -93,7 +96,6 @@ class _Run:
         self.instruments = instruments
         self.timings = Timings()
         self.interface = Interface.of(model)
-        self.print = ir_hash.fingerprint(model) if instruments.verify == "each" else 0
         self._idle_at: dict[Pass, int] = {}
 
     def go(self, pipeline: Pipeline) -> bool:
@@ -122,6 +124,8 @@ class _Run:
         if self._idle_at.get(item) == rewriter.changes:
             return  # it changed nothing on this very model already
         before = rewriter.changes
+        guarded = self.instruments.verify == "each" and not type(item).__module__.startswith(_TESTED)
+        was = ir_hash.fingerprint(self.model) if guarded else 0
         rewriter.pass_name = self.ctx.pass_name = item.name
         start = time.perf_counter()
         try:
@@ -135,14 +139,16 @@ class _Run:
         finally:
             applied = rewriter.changes - before
             self.timings.records.append(PassRecord(str(item), item.name, time.perf_counter() - start, applied, 0))
+        if guarded and not applied and ir_hash.fingerprint(self.model) != was:
+            raise PassError(f"pass {item.name!r} changed the model without the rewriter; mutate through ctx.rewriter only")
         self._after(item, applied)
 
     def _after(self, item: Pass, applied: int) -> None:
         record = self.timings.records[-1]
         record.nodes = sites.count_nodes(self.model) if applied else (self.timings.records[-2].nodes if len(self.timings.records) > 1 else sites.count_nodes(self.model))
-        if self.instruments.verify == "each":
-            self._check(item, applied)
         if applied:
+            if self.instruments.verify == "each":
+                self._verify(item)
             self.ctx.keep_only(item.keeps)
             if item.changes_interface:
                 self.interface = Interface.of(self.model)
@@ -151,14 +157,6 @@ class _Run:
         else:
             self._idle_at[item] = self.ctx.rewriter.changes
         self.instruments.show(self.model, item, len(self.timings.records), bool(applied))
-
-    def _check(self, item: Pass, applied: int) -> None:
-        now = ir_hash.fingerprint(self.model)
-        if now != self.print and not applied:
-            raise PassError(f"pass {item.name!r} changed the model without the rewriter; mutate through ctx.rewriter only")
-        self.print = now
-        if applied:
-            self._verify(item)
 
     def _verify(self, item: Pass | None) -> None:
         interface = None if item is not None and item.changes_interface else self.interface
