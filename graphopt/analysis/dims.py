@@ -106,7 +106,9 @@ def floor_divide(a: Dim, b: Dim) -> Dim:
 
 
 def ceil_divide(a: Dim, b: Dim) -> Dim:
-    """ceil(a / b)."""
+    """ceil(a / b), in the same form as `floor((a + b - 1) / b)` where b is a number."""
+    if isinstance(b, int) and b > 0:
+        return floor_divide(add(a, b - 1), b)
     return multiply(floor_divide(multiply(a, -1), b), -1)
 
 

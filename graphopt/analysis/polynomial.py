@@ -167,6 +167,14 @@ def floor(num: Poly, den: Poly) -> Poly:
     return plus(whole, {(f"floor(({text_of(inner)})/{divisor // shared})",): 1})
 
 
+def ceiling(num: Poly, den: Poly) -> Poly:
+    """The polynomial of `ceil(num / den)`."""
+    divisor = as_const(den)
+    if divisor is not None and divisor > 0:
+        return floor(plus(num, const(divisor - 1)), den)
+    return plus({}, floor(plus({}, num, -1), den), -1)
+
+
 def _nested_floor(poly: Poly) -> tuple[Poly, int] | None:
     """Numerator and divisor of `floor(n/d) + c` as one quotient, None for anything else."""
     mono = next((m for m in poly if m), ())
@@ -339,8 +347,7 @@ class _Parser:
         if name == "floor" and len(args) == 1:
             return floor(*args[0])
         if name == "ceiling" and len(args) == 1:
-            num, den = args[0]
-            return plus({}, floor({m: -c for m, c in num.items()}, den), -1)
+            return ceiling(*args[0])
         if name in ("max", "min"):
             return extreme(name, [_integral(arg) for arg in args])
         if name == "mod" and len(args) == 2:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Loops deeper than this take what they carry as unknown at once: each level multiplies the work of the inner ones.
 _MAX_ROUND_DEPTH = 3
-_MAX_ROUNDS = 4
 
 Carried = list[tuple["Dim", ...] | None]
 
@@ -35,7 +34,7 @@ def _without_local(s: Shapes, size: Sequence[Dim] | None, mark: int) -> tuple[Di
     """Dimensions as seen outside a body: symbols made inside since `mark` become new ones."""
     if size is None:
         return None
-    return tuple(s.fresh() if s.minted_since(mark, dims.symbols(dim)) else dim for dim in size)
+    return tuple(s.fresh() if s.symbols.minted_since(mark, dims.symbols(dim)) else dim for dim in size)
 
 
 def _kind(value: ir.Value) -> ir.TypeProtocol | None:
@@ -72,7 +71,7 @@ def infer_loop(s: Shapes, node: ir.Node) -> Sequence[Result]:
 
     body = node.attributes["body"].as_graph()
     start = list(node.inputs[2:])
-    mark = s.counter
+    mark = s.symbols.counter
     with s.replacing():
         for value, dtype in zip(body.inputs[:2], (ir.DataType.INT64, ir.DataType.BOOL), strict=False):
             s.publish(value, Result(dtype, ()))
@@ -117,18 +116,29 @@ def _fixpoint(
     carried: Carried = [s.dims(value) for value in start]
     if s.override > _MAX_ROUND_DEPTH:
         carried = [None] * len(start)
-    for round_number in range(_MAX_ROUNDS):
+    free: set[Dim] = set()
+    while True:
         for value, first, size in zip(inside, start, carried, strict=True):
             kind = _kind(first) if first is not None else None
             s.publish(value, Result(s.dtype(first), size) if kind is None else Result(type=kind))
         s.graph(body)
-        after: Carried = [join(s, old, s.dims(new)) for old, new in zip(carried, back, strict=True)]
-        if round_number == _MAX_ROUNDS - 2:
-            after = [old if old == new else None for old, new in zip(carried, after, strict=True)]
+        after = [_widened(s, old, s.dims(new), free) for old, new in zip(carried, back, strict=True)]
         if after == carried:
             return carried
         carried = after
-    return [None] * len(start)
+
+
+def _widened(s: Shapes, old: Sequence[Dim] | None, new: Sequence[Dim] | None, free: set[Dim]) -> tuple[Dim, ...] | None:
+    """A carried shape after one more round. Each dimension widens at most once, to a symbol kept in `free`."""
+    if old is None or new is None or len(old) != len(new):
+        return None
+    out: list[Dim] = []
+    for before, after in zip(old, new, strict=True):
+        if before not in free and not dims.equal(before, after):
+            before = s.fresh()
+            free.add(before)
+        out.append(before)
+    return tuple(out)
 
 
 def infer_scan(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
@@ -140,7 +150,7 @@ def infer_scan(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
     states = len(node.inputs) - scanned
     in_axes = node.attributes.get("scan_input_axes")
     axes = list(in_axes.as_ints()) if in_axes is not None else [0] * scanned
-    mark = s.counter
+    mark = s.symbols.counter
     length: Dim | None = None
     with s.replacing():
         for value, source, axis in zip(body.inputs[states:], node.inputs[states:], axes, strict=True):

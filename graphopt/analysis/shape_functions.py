@@ -49,7 +49,7 @@ class FunctionCalls:
         arguments += [Result()] * (len(function.inputs) - len(arguments))
         signature = (key, tuple(map(_print, arguments)), str([(a.name, a.value) for a in node.attributes.values()]))
         if signature not in self.results:
-            mark = s.counter
+            mark = s.symbols.counter
             self._note(key, arguments)
             results = self._body(key, function, arguments, node)
             self.results[signature] = (results, mark)
@@ -109,9 +109,9 @@ class FunctionCalls:
         s = self.shapes
         if result.dims is None:
             return result
-        fresh = tuple(s.fresh() if s.minted_since(mark, dims.symbols(dim)) else dim for dim in result.dims)
+        fresh = tuple(s.fresh() if s.symbols.minted_since(mark, dims.symbols(dim)) else dim for dim in result.dims)
         values = result.values
-        if values is not None and any(s.minted_since(mark, dims.symbols(element)) for element in values):
+        if values is not None and any(s.symbols.minted_since(mark, dims.symbols(element)) for element in values):
             values = None
         return result._replace(dims=fresh, values=values)
 

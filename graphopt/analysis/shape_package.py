@@ -27,6 +27,7 @@ _LIKE = {
     "FusedConv": "Conv",
     "FusedGemm": "Gemm",
     "DynamicQuantizeMatMul": "MatMul",
+    "MatMulIntegerToFloat": "MatMul",
     "QuantizeLinear": "QuantizeLinear",
     "DequantizeLinear": "DequantizeLinear",
 }
@@ -48,7 +49,11 @@ def infer_by_package(shapes: Shapes, node: ir.Node) -> Sequence[Result] | None:
     context = context_class(shapes)
     with _lent(shapes, node):
         rule(context, node)
-    return [_result(shapes, context.caught.get(output, {})) for output in node.outputs]
+    results = [_result(shapes, context.caught.get(output, {})) for output in node.outputs]
+    if node.op_type == "MatMulIntegerToFloat":
+        # The type is that of the scales, not of A.
+        results[0] = results[0]._replace(dtype=shapes.dtype(node.inputs[2]))
+    return results
 
 
 def _result(shapes: Shapes, caught: dict[str, Any]) -> Result:

@@ -1,16 +1,13 @@
-"""What inference hands around: results per output, blocked nodes, the symbol names of a model.
+"""What inference hands around: results per output, and nodes that could not be inferred.
 
 Not here: the analysis itself (`shapes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
-
-from graphopt.analysis import dims
-from graphopt.ir.sites import scopes
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -34,17 +31,3 @@ class Result(NamedTuple):
     dims: Sequence[Dim] | None = None
     values: Sequence[Dim] | None = None
     type: ir.TypeProtocol | None = None
-
-
-def collect_names(model: ir.Model) -> Iterator[str]:
-    """Every symbol name that stands on a value of the model (names of expressions as their symbols)."""
-    for scope in scopes(model):
-        groups = [scope.graph.inputs, scope.graph.outputs, *(node.outputs for node in scope.graph)]
-        for value in (value for group in groups for value in group):
-            for dim in value.shape or ():
-                if isinstance(dim, int) or dim.value is None:
-                    continue
-                if dim.value.isidentifier():
-                    yield dim.value
-                else:
-                    yield from dims.symbols(dim)

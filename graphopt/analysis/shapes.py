@@ -6,14 +6,14 @@ Driven per node: own rules (`shape_rules`, `shape_control`) where soundness or v
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graphopt.analysis import dims
 from graphopt.analysis.binding import bind_dims, set_input_shapes
-from graphopt.analysis.shape_result import Blocked, Result, collect_names
+from graphopt.analysis.shape_result import Blocked, Result
+from graphopt.analysis.shape_symbols import Symbols
 from graphopt.ir.constants import const_tensor
 from graphopt.ir.sites import subgraphs
 
@@ -50,18 +50,15 @@ class Shapes:
         self.model = model
         self.blocked = []
         self.opsets: dict[str, int] = dict(model.opset_imports)
-        self.counter = 0
+        self.symbols = Symbols()
         self.override = 0
         self.nesting = 0
         self._outputs: set[ir.Value] = set()
         self._trusted = False
-        self._seen: dict[ir.Value, tuple[ir.Shape | None, tuple[Dim, ...]]] = {}
+        self._seen: dict[ir.Value, tuple[object, tuple[Dim, ...] | None]] = {}
         self._values: dict[ir.Value, tuple[Dim, ...] | None] = {}
         self._broadcasts: dict[tuple[str, str], Dim] = {}
-        self._renamed: dict[str, Dim] = {}
-        self._minted: set[str] = set()
-        self._reserved: set[str] = set()
-        self._plain: set[str] = set()
+        self._parts: dict[str, tuple[Dim, Dim]] = {}
         self._learn_interface()
 
     # ---- running ---------------------------------------------------------------------------------------------------
@@ -151,7 +148,7 @@ class Shapes:
             return seen[1]
         if shape is None:
             return None
-        named = tuple(dim if isinstance(dim, int) and dim >= 0 else self._name(dim) for dim in shape)
+        named = tuple(dim if isinstance(dim, int) and dim >= 0 else self.symbols.name(dim) for dim in shape)
         self._seen[value] = (shape, named)
         return named
 
@@ -185,7 +182,17 @@ class Shapes:
         """Whether two dimensions are the same for every binding; an unknown one equals nothing, not even itself."""
         if a is None or b is None:
             return False
-        return dims.equal(self._known_name(a), self._known_name(b))
+        return dims.equal(self.symbols.known_name(a), self.symbols.known_name(b))
+
+    def evaluate(self, dim: Dim, bindings: Mapping[str, int]) -> int | None:
+        """The number of a dimension under bindings of the model's symbols; None when one is missing."""
+        names = dims.symbols(dim)
+        inner = {name: self._evaluate_parts(name, bindings) for name in names if name in self._parts}
+        return dims.evaluate(dim, {**bindings, **{name: size for name, size in inner.items() if size is not None}})
+
+    def _evaluate_parts(self, name: str, bindings: Mapping[str, int]) -> int | None:
+        a, b = (self.evaluate(part, bindings) for part in self._parts[name])
+        return b if a == 1 or a == b else a if b == 1 else None
 
     def same_shape(self, a: ir.Value | None, b: ir.Value | None) -> bool:
         """Whether both ranks are known and all dimensions equal."""
@@ -219,12 +226,7 @@ class Shapes:
 
     def fresh(self, prefix: str = "_d") -> Dim:
         """A new symbol, for a dimension of which nothing is known."""
-        while True:
-            name = f"{prefix}{self.counter}"
-            self.counter += 1
-            if name not in self._reserved:
-                self._minted.add(name)
-                return dims.symbol(name)
+        return self.symbols.fresh(prefix)
 
     def fresh_data(self) -> Dim:
         """A new symbol for an unknown element of an integer tensor, which may be negative."""
@@ -254,11 +256,12 @@ class Shapes:
         for small, large in ((a, b), (b, a)):
             if _broadcasts_to_larger(small, large):
                 return large
-        left, right = sorted((str(a), str(b)))
-        pair = self._broadcasts.get((left, right))
-        if pair is None:
-            pair = self._broadcasts[left, right] = self.fresh()
-        return pair
+        key = (str(a), str(b)) if str(a) < str(b) else (str(b), str(a))
+        symbol = self._broadcasts.get(key)
+        if symbol is None:
+            symbol = self._broadcasts[key] = self.fresh()
+            self._parts[str(symbol)] = (a, b)
+        return symbol
 
     def broadcast_shapes(self, shapes: Sequence[Sequence[Dim] | None]) -> list[Dim] | None:
         """The broadcast of several shapes, None when one has unknown rank."""
@@ -271,10 +274,6 @@ class Shapes:
             for index, dim in enumerate(shape, first):
                 out[index] = dim if out[index] == 1 else self.broadcast(out[index], dim)
         return out
-
-    def minted_since(self, mark: int, names: frozenset[str]) -> bool:
-        """Whether a symbol was made by `fresh` after the counter stood at `mark`."""
-        return any(name in self._minted and int(name[2:]) >= mark for name in names)
 
     @contextmanager
     def replacing(self) -> Iterator[None]:
@@ -301,7 +300,7 @@ class Shapes:
                     value.shape = ir.Shape(new)
                 self._seen[value] = (value.shape, new)
         elif interface:
-            self._seen.pop(value, None)
+            self._seen[value] = (value.shape, None)
         elif self.override or not self._trusted:
             value.shape = None
         elements = result.values
@@ -317,10 +316,19 @@ class Shapes:
         old = self.dims(value)
         if old is None or len(old) != len(new) or old == new:
             return new
-        return tuple(
-            o if not isinstance(n, int) and (isinstance(o, int) or n.value in self._minted) else n
-            for o, n in zip(old, new, strict=True)
-        )
+        return tuple(self._better(o, n) for o, n in zip(old, new, strict=True))
+
+    def _better(self, old: Dim, new: Dim) -> Dim:
+        """The earlier dimension where the new one is a symbol made just now, or a symbol in place of a number."""
+        if isinstance(new, int) or not (isinstance(old, int) or new.value in self.symbols.minted):
+            return new
+        parts = self._parts.get(str(new))
+        if parts is not None and not isinstance(old, int) and str(old) not in self._parts:
+            # The symbol of this broadcast from an earlier inference goes on standing for it.
+            a, b = map(str, parts)
+            self._broadcasts[(a, b) if a < b else (b, a)] = old
+            self._parts[str(old)] = parts
+        return old
 
     def _set_type(self, value: ir.Value, result: Result) -> None:
         from graphopt import ir
@@ -343,44 +351,7 @@ class Shapes:
 
         self.functions = FunctionCalls(self)
         self._outputs = {*self.model.graph.outputs}
-        self._reserved = {*collect_names(self.model)}
-        texts = [
-            dim.value
-            for value in self.model.graph.inputs
-            for dim in value.shape or ()
-            if not isinstance(dim, int) and dim.value
-        ]
-        self._plain = {text for text in texts if dims.normal_form(dims.symbol(text)) == {(text,): 1}}
-
-    def _name(self, dim: Dim) -> Dim:
-        """The symbol or expression of a declared dimension; a new symbol where it has no usable name (None, ?, -1)."""
-        return self.fresh() if isinstance(dim, int) or dims.is_unknown(dim) else self._known_name(dim)
-
-    def _known_name(self, dim: Dim) -> Dim:
-        if isinstance(dim, int) or dims.is_unknown(dim):
-            return dim
-        text = dim.value or ""
-        if text.isidentifier():
-            return dims.symbol(text)
-        if text in self._renamed:
-            return self._renamed[text]
-        symbols = dims.symbols(dim)
-        named: Dim
-        if symbols == {text}:
-            named = dims.symbol(text)
-        elif symbols and all(name in self._plain or name in self._minted or name in self._reserved for name in symbols):
-            named = dims.canonical(dim)
-        else:
-            named = dims.symbol(self._free_name(re.sub(r"\W", "_", text)))
-        self._renamed[text] = named
-        return named
-
-    def _free_name(self, text: str) -> str:
-        name = text if text.isidentifier() else f"_{text}"
-        while name in self._reserved:
-            name += "_"
-        self._reserved.add(name)
-        return name
+        self.symbols.learn(self.model)
 
     def _initializer(self, value: ir.Value) -> None:
         """The tensor is the truth about an initializer, whatever is declared."""
@@ -413,4 +384,6 @@ def _broadcasts_to_larger(small: Dim, large: Dim) -> bool:
     They broadcast where they are equal or one of them is 1; a larger one of 1 leaves the smaller one 1 too.
     """
     name = "" if isinstance(large, int) else large.value or ""
-    return name.isidentifier() and dims.equal(dims.minimum(small, large), small) and dims.evaluate(small, {name: 1}) == 1
+    return (
+        name.isidentifier() and dims.equal(dims.minimum(small, large), small) and dims.evaluate(small, {name: 1}) == 1
+    )
