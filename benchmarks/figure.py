@@ -126,8 +126,9 @@ def provenance() -> str:
     """Date, commit and machine, for the line under a figure's title."""
     commit = _git("rev-parse", "--short", "HEAD") or "an unknown commit"
     changed = " with local changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return f"on {today} at {commit}{changed}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"on {today} at {commit}{changed}, {machine}"
 
 
 def _git(*arguments: str) -> str:

@@ -129,7 +129,8 @@ def main() -> int:
                 gaps.add(name, peer, difference(ours["-O2"], result))
         figure.notes += [f"{peer} fails on {name}: {result.error}" for peer, result in peers.items() if result.error]
     figure.tables += [table, *([gaps] if gaps.rows else [])]
-    light_rows(figure, [name for name in chosen if zoo.is_light(name)], folder, graphopt_tool("-O2", "--require-numerics"))
+    light = [name for name in chosen if zoo.is_light(name)]
+    light_rows(figure, light, folder, graphopt_tool("-O2", "--require-numerics"))
     return figure.finish(write=not (options.no_write or options.models or options.keep))
 
 
