@@ -22,7 +22,7 @@ _MAX_DEGREE = 4
 
 
 class Region:
-    """The nodes of one expression below `m.root`. Collect them with `node`, then `close` checks that they are private."""
+    """The nodes of one expression below `m.root`: `node` collects them, `close` checks that they are private."""
 
     def __init__(self, m: Match) -> None:
         self.m = m
@@ -210,7 +210,7 @@ def read_gated(
     """
     from graphopt.manager.worklist import Uninteresting
 
-    if not _is_near_op(m, m.root, bells, 5):
+    if not is_near_op(m, m.root, bells, 5):
         raise Uninteresting(f"no {' or '.join(bells)} near")
     root = m.root.outputs[0]
     m.require(m.is_float(root), "not of floats")
@@ -246,14 +246,17 @@ def _goes_on(m: Match) -> bool:
     return len(uses) == 1 and scaled(m, uses[0].node) is not None
 
 
-def _is_near_op(m: Match, node: ir.Node, ops: tuple[str, ...], depth: int) -> bool:
+def is_near_op(
+    m: Match, node: ir.Node, ops: tuple[str, ...], depth: int, through: tuple[str, ...] = ("Mul", "Div", "Add", "Neg")
+) -> bool:
+    """Whether one of `ops` stands above the node, at most `depth` nodes up, with only ops of `through` in between."""
     for value in node.inputs:
         inner = value.producer() if value is not None else None
         if inner is None or inner.graph is not m.root.graph:
             continue
         if inner.op_type in ops:
             return True
-        if depth > 1 and inner.op_type in ("Mul", "Div", "Add", "Neg") and _is_near_op(m, inner, ops, depth - 1):
+        if depth > 1 and inner.op_type in through and is_near_op(m, inner, ops, depth - 1, through):
             return True
     return False
 

@@ -1,6 +1,6 @@
-"""Folding a per-channel `y * factor + shift` into the linear op that makes y: Conv, ConvTranspose, Gemm, MatMul, BatchNormalization.
+"""Folding a per-channel `y * factor + shift` into the linear op that makes y (LINEAR_OPS).
 
-Lives here: which axis of a constant is the channel, the arithmetic in float64, its limits. The rules that use it are passes.
+Lives here: which axis of a constant is the channel, arithmetic in float64 and its limits. Not here: the rules.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def batch_norm_affine(m: Match, bn: ir.Node) -> tuple[np.ndarray, np.ndarray]:
 
 
 def per_channel(m: Match, value: ir.Value, rank: int, axis: int, count: int) -> np.ndarray:
-    """The constant `value`, broadcast against `rank` dims, as one number per index of `axis`: float64 of shape () or [count].
+    """The constant `value`, broadcast against `rank` dims, as numbers along `axis`: float64 of shape () or [count].
 
     Raises:
         NoMatch: not constant, not finite, or it varies along another axis or makes the result larger.
@@ -110,7 +110,9 @@ def per_channel(m: Match, value: ir.Value, rank: int, axis: int, count: int) -> 
     m.require(len(dims) <= rank, f"the constant has rank {len(dims)}, the result rank {rank}")
     padded = (1,) * (rank - len(dims)) + dims
     fits = all(dim == 1 or (at == axis and dim == count) for at, dim in enumerate(padded))
-    m.require(fits, f"the constant {list(dims)} is not one number per channel (axis {axis} of {rank}, {count} channels)")
+    m.require(
+        fits, f"the constant {list(dims)} is not one number per channel (axis {axis} of {rank}, {count} channels)"
+    )
     array = m.const(value).astype(np.float64)
     m.require(np.isfinite(array).all(), "the constant is not finite")
     return array.reshape(()) if array.size == 1 else array.reshape(count)
@@ -150,7 +152,9 @@ def _times(m: Match, lin: Linear, factor: np.ndarray) -> np.ndarray:
     if kind == "Conv":
         return weights * factor.reshape(-1, *(1,) * (weights.ndim - 1))
     if kind == "ConvTranspose":
-        rows = np.repeat(factor.reshape(-1, weights.shape[1]), weights.shape[0] // (lin.count // weights.shape[1]), axis=0)
+        rows = np.repeat(
+            factor.reshape(-1, weights.shape[1]), weights.shape[0] // (lin.count // weights.shape[1]), axis=0
+        )
         return weights * rows.reshape(*rows.shape, *(1,) * (weights.ndim - 2))
     by_rows = lin.left or (kind == "Gemm" and m.attr(lin.node, "transB", 0))
     return weights * (factor[:, None] if by_rows else factor)
@@ -197,7 +201,10 @@ def copyable(m: Match, weight: ir.Value) -> None:
     m.require(tensor is not None, f"the weight {weight.name!r} is not constant")
     assert tensor is not None
     shared = len(weight.uses()) > 1 or weight.is_graph_output()
-    m.require(not shared or nbytes(tensor) <= SHARED_LIMIT, f"the weight {weight.name!r} has other users and {nbytes(tensor)} bytes")
+    m.require(
+        not shared or nbytes(tensor) <= SHARED_LIMIT,
+        f"the weight {weight.name!r} has other users and {nbytes(tensor)} bytes",
+    )
 
 
 def rounded(op: Builder, m: Match, exact: Any, like: ir.Value, hint: str | None = None) -> ir.Value:

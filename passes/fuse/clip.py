@@ -44,7 +44,10 @@ class FuseClip(NodePass):
         m.sole_use(value)
         low, high = (bound, outer) if node.op_type == "Min" else (outer, bound)
         m.require(low <= high, f"the lower bound {low} is above the upper bound {high}")
-        m.require(m.opset() >= 12 or (m.is_float(x) and m.opset() >= 11), "Clip takes its bounds as inputs from opset 11, integers from 12")
+        m.require(
+            m.opset() >= 12 or (m.is_float(x) and m.opset() >= 11),
+            "Clip takes its bounds as inputs from opset 11, integers from 12",
+        )
         m.interior = [inner]
         m.supports("Clip", like=x)
         dtype = m.dtype(x).numpy()

@@ -28,7 +28,9 @@ class FuseConvBN(RewritePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
 
-    def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
+    def pattern(
+        self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None
+    ) -> Any:
         conv = op.node(("Conv", "ConvTranspose", "BatchNormalization"), x, w, b, _as="linear", _prefix=True)
         return op.BatchNormalization(conv, scale, bias, mean, var, _as="bn")
 
@@ -47,7 +49,9 @@ class FuseGemmBN(RewritePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
 
-    def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
+    def pattern(
+        self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None
+    ) -> Any:
         return op.BatchNormalization(op.Gemm(x, w, b, _as="linear"), scale, bias, mean, var, _as="bn")
 
     def rewrite(self, op: Builder, m: Match, *_: ir.Value | None) -> ir.Value:
@@ -63,7 +67,9 @@ class FuseMatMulBN(RewritePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
 
-    def pattern(self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None) -> Any:
+    def pattern(
+        self, op: PatternBuilder, x: Any, w: Any, scale: Any, bias: Any, mean: Any, var: Any, b: Any = None
+    ) -> Any:
         product = op.MatMul(x, w, _as="linear")
         plain = op.BatchNormalization(product, scale, bias, mean, var, _as="bn")
         return [op.BatchNormalization(op.Add(product, b), scale, bias, mean, var, _as="bn"), plain]

@@ -35,7 +35,9 @@ class _Scale(NodePass):
         path = self._path(m, value)
         base = path[-1].outputs[0]
         lin = linear(m, path[-1])
-        axis, rank = (lin.axis, lin.rank) if len(path) == 1 or path[0].op_type in ("Add", "Sub") else (-1, m.rank(value))
+        axis, rank = (
+            (lin.axis, lin.rank) if len(path) == 1 or path[0].op_type in ("Add", "Sub") else (-1, m.rank(value))
+        )
         factor = _factor(m, node, constant, rank, axis, lin.count)
         if any(step.op_type in _MOVES for step in path[:-1]):
             m.require(factor.ndim == 0, "a factor per channel behind an op that moves elements")
@@ -58,9 +60,7 @@ class _Scale(NodePass):
             path.append(step)
             if step.op_type in self.linear_ops:
                 return path
-            if step.op_type in _MOVES:
-                found = step.inputs[0]
-            elif step.op_type in ("Add", "Sub") and m.is_const(step.inputs[1]):
+            if step.op_type in _MOVES or (step.op_type in ("Add", "Sub") and m.is_const(step.inputs[1])):
                 found = step.inputs[0]
             elif step.op_type == "Add" and m.is_const(step.inputs[0]):
                 found = step.inputs[1]
@@ -98,7 +98,13 @@ def _factor(m: Match, node: ir.Node, constant: ir.Value | None, rank: int, axis:
 
 
 def _again(
-    op: Builder, m: Match, step: ir.Node, old: ir.Value, new: ir.Value, factor: np.ndarray, channel: tuple[int, int, int]
+    op: Builder,
+    m: Match,
+    step: ir.Node,
+    old: ir.Value,
+    new: ir.Value,
+    factor: np.ndarray,
+    channel: tuple[int, int, int],
 ) -> ir.Value:
     """The step between linear op and multiplication, behind the new linear op: a constant summand is scaled too."""
     inputs = [new if value is old else value for value in step.inputs]
@@ -117,7 +123,10 @@ def _again(
 
 @dataclass(frozen=True)
 class FuseConvScale(_Scale):
-    """Conv(x, w, b) * s -> Conv(x, w * s, b * s), for a constant s per channel; also / s, ConvTranspose, Gemm, BatchNormalization."""
+    """Conv(x, w, b) * s -> Conv(x, w * s, b * s), for a constant s per channel.
+
+    Also division and Neg, and behind ConvTranspose, Gemm and BatchNormalization.
+    """
 
     name: ClassVar[str] = "fuse-conv-scale"
     linear_ops: ClassVar[frozenset[str]] = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization"})
@@ -133,7 +142,10 @@ class FuseMatMulScale(_Scale):
 
 @dataclass(frozen=True)
 class FuseConvBias(NodePass):
-    """Conv(x, w, b) + c -> Conv(x, w, b + c), for a constant c per channel; also - c, c -, ConvTranspose, Gemm, BatchNormalization."""
+    """Conv(x, w, b) + c -> Conv(x, w, b + c), for a constant c per channel.
+
+    Also - c and c -, and behind ConvTranspose, Gemm and BatchNormalization.
+    """
 
     name: ClassVar[str] = "fuse-conv-bias"
     stage: ClassVar[str] = "fuse-portable"
@@ -148,7 +160,12 @@ class FuseConvBias(NodePass):
         swapped = m.is_const(a)
         value, constant = (b, a) if swapped else (a, b)
         base = value.producer() if value is not None else None
-        if base is None or base.op_type not in FuseConvScale.linear_ops or base.domain != "" or not m.is_const(constant):
+        if (
+            base is None
+            or base.op_type not in FuseConvScale.linear_ops
+            or base.domain != ""
+            or not m.is_const(constant)
+        ):
             raise Uninteresting("not a constant added to a linear op")
         assert value is not None and constant is not None
         m.producer(value, base.op_type)

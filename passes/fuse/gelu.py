@@ -21,7 +21,10 @@ _TANH = {1: math.sqrt(2 / math.pi), 3: math.sqrt(2 / math.pi) * 0.044715}
 
 @dataclass(frozen=True)
 class FuseGelu(NodePass):
-    """x * 0.5 * (1 + erf(x / sqrt(2))) -> Gelu(x); with tanh(sqrt(2/pi) * (x + 0.044715 x^3)) -> Gelu(x, approximate="tanh")."""
+    """x * 0.5 * (1 + erf(x / sqrt(2))) -> Gelu(x).
+
+    With tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)) in place of the erf it is Gelu(x, approximate="tanh").
+    """
 
     name: ClassVar[str] = "fuse-gelu"
     stage: ClassVar[str] = "fuse-portable"

@@ -102,7 +102,9 @@ class FuseHardSigmoid(NodePass):
         low, high = bounds(m, clip)
         x = _base(m, argument)
         alpha, beta, height = read_ramp(region, clip.outputs[0], x)
-        m.require(low == 0 and high is not None and is_near(m, c * height, 1.0, x), f"from 0 to {c * height:.7g}, not to 1")
+        m.require(
+            low == 0 and high is not None and is_near(m, c * height, 1.0, x), f"from 0 to {c * height:.7g}, not to 1"
+        )
         m.require(alpha != 0, "a constant")
         region.close()
         m.supports("HardSigmoid", like=x)
@@ -143,6 +145,9 @@ class FuseSigmoidMul(RewritePass):
 
     def rewrite(self, op: Builder, m: Match, x: ir.Value) -> ir.Value:
         alpha, beta = m.attr("gate", "alpha", 0.2), m.attr("gate", "beta", 0.5)
-        m.require(abs(alpha - 1 / 6) < 1e-6 and abs(beta - 0.5) < 1e-6, f"HardSwish has alpha 1/6 and beta 1/2, here {alpha:.5g} and {beta:.5g}")
+        m.require(
+            abs(alpha - 1 / 6) < 1e-6 and abs(beta - 0.5) < 1e-6,
+            f"HardSwish has alpha 1/6 and beta 1/2, here {alpha:.5g} and {beta:.5g}",
+        )
         m.supports("HardSwish", like=x)
         return op.HardSwish(x)

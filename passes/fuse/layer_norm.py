@@ -80,11 +80,16 @@ class _Norm(NodePass):
         if found.centered != self.centered:
             raise NoMatch("the mean is subtracted" if found.centered else "the mean is not subtracted")
         rank = m.rank(found.x)
-        m.require(found.axes == tuple(range(rank - len(found.axes), rank)), f"axes {list(found.axes)} are not the last of {rank}")
+        m.require(
+            found.axes == tuple(range(rank - len(found.axes), rank)),
+            f"axes {list(found.axes)} are not the last of {rank}",
+        )
         m.require(m.is_float(found.x), "not of floats")
         return found.axes[0]
 
-    def _make(self, op: Builder, m: Match, found: Normalized, axis: int, scale: ir.Value | None, bias: ir.Value | None) -> ir.Value:
+    def _make(
+        self, op: Builder, m: Match, found: Normalized, axis: int, scale: ir.Value | None, bias: ir.Value | None
+    ) -> ir.Value:
         import numpy as np
 
         if scale is None:
@@ -104,7 +109,7 @@ class _Norm(NodePass):
 
 @dataclass(frozen=True)
 class FuseLayerNorm(_Norm):
-    """(x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * scale + bias -> LayerNormalization(x, scale, bias), over the last axes."""
+    """d / sqrt(mean(d * d) + eps) * scale + bias -> LayerNormalization(x, scale, bias), d = x - mean(x), last axes."""
 
     name: ClassVar[str] = "fuse-layer-norm"
     op_type: ClassVar[str] = "LayerNormalization"
@@ -140,11 +145,12 @@ def _between(m: Match, root: ir.Node, value: ir.Value) -> list[ir.Node]:
     """The Mul between the root and the normalised value, if there is one."""
     if value is root.outputs[0] or any(v is value for v in root.inputs):
         return []
-    return [v.producer() for v in root.inputs if producer_is(m, v, "Mul") and any(u is value for u in v.producer().inputs)]  # type: ignore[union-attr, misc]
+    producers = [v.producer() for v in root.inputs if v is not None and producer_is(m, v, "Mul")]
+    return [node for node in producers if node is not None and any(v is value for v in node.inputs)]
 
 
 def _fits(m: Match, value: ir.Value | None, found: Normalized, axis: int) -> None:
-    """Raise unless a scale or bias varies along the normalised axes only and has their sizes (a single number is spread)."""
+    """Raise unless a scale or bias varies along the normalised axes only and has their sizes."""
     if value is None:
         return
     dims, rank = m.dims(value), m.rank(found.x)
@@ -157,11 +163,18 @@ def _fits(m: Match, value: ir.Value | None, found: Normalized, axis: int) -> Non
     m.require(same or m.is_const(value), "scale or bias does not have the sizes of the normalised axes")
 
 
-def _more_behind(m: Match, node: ir.Node, scale: ir.Value | None, bias: ir.Value | None, found: Normalized, axis: int) -> bool:
+def _more_behind(
+    m: Match, node: ir.Node, scale: ir.Value | None, bias: ir.Value | None, found: Normalized, axis: int
+) -> bool:
     """Whether the only user multiplies or adds something that the fused op can take in as well."""
     out = node.outputs[0]
     users = list(out.uses())
-    if len(users) != 1 or out.is_graph_output() or bias is not None or (scale is not None and users[0].node.op_type == "Mul"):
+    if (
+        len(users) != 1
+        or out.is_graph_output()
+        or bias is not None
+        or (scale is not None and users[0].node.op_type == "Mul")
+    ):
         return False
     user = users[0].node
     if user.op_type not in ("Mul", "Add") or user.graph is not node.graph or user.domain != "":

@@ -34,7 +34,10 @@ class FuseMatMulAdd(RewritePass):
         product = m["matmul"].outputs[0]
         m.require(m.rank(a) == 2 and m.rank(b) == 2, "Gemm needs matrices")
         m.require(m.is_float(a), "Gemm is used for floats only")
-        m.require(m.rank(c) <= 2 and m.ctx.shapes.broadcasts_to(c, product), f"{list(map(str, m.dims(c)))} does not broadcast to the product")
+        m.require(
+            m.rank(c) <= 2 and m.ctx.shapes.broadcasts_to(c, product),
+            f"{list(map(str, m.dims(c)))} does not broadcast to the product",
+        )
         m.not_quantized([a, b, c, *m.root.outputs])
         m.supports("Gemm", like=a)
         return op.Gemm(a, b, c)
@@ -54,7 +57,10 @@ class FuseGemmAdd(RewritePass):
 
     def rewrite(self, op: Builder, m: Match, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         gemm = m["gemm"]
-        m.require(m.rank(c) <= 2 and m.ctx.shapes.broadcasts_to(c, gemm.outputs[0]), f"{list(map(str, m.dims(c)))} does not broadcast to the product")
+        m.require(
+            m.rank(c) <= 2 and m.ctx.shapes.broadcasts_to(c, gemm.outputs[0]),
+            f"{list(map(str, m.dims(c)))} does not broadcast to the product",
+        )
         m.not_quantized([a, b, c, *m.root.outputs])
         return op.clone(gemm, [a, b, c], beta=1.0)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldMatMulChain(RewritePass):
-    """MatMul(MatMul(x, v) + b, w) -> MatMul(x, v @ w) + b @ w, for constant matrices when v @ w is not larger than v and w."""
+    """MatMul(MatMul(x, v) + b, w) -> MatMul(x, v @ w) + b @ w, for constants, when v @ w is not larger."""
 
     name: ClassVar[str] = "fold-matmul-chain"
     stage: ClassVar[str] = "fuse-portable"
@@ -39,7 +39,10 @@ class FoldMatMulChain(RewritePass):
         m.require(m.is_float(v), "the chain does not compute with floats")
         rows, inner = m.shape(v)
         columns = m.shape(w)[1]
-        m.require(rows * columns <= inner * (rows + columns), f"the product would be larger: {rows}x{columns} for {rows}x{inner} and {inner}x{columns}")
+        m.require(
+            rows * columns <= inner * (rows + columns),
+            f"the product would be larger: {rows}x{columns} for {rows}x{inner} and {inner}x{columns}",
+        )
         m.require(len(v.uses()) == 1 and len(w.uses()) == 1, "a weight has other users")
         if b is not None:
             m.require(m.shape(b) == (inner,), "the bias is not one number per column")
@@ -67,7 +70,12 @@ class FoldConstantChain(NodePass):
         value, outer = _split(m, node)
         kinds = ("Add", "Sub") if node.op_type in ("Add", "Sub") else ("Mul", "Div")
         inner_node = value.producer()
-        if inner_node is None or inner_node.op_type not in kinds or inner_node.domain != "" or inner_node.graph is not node.graph:
+        if (
+            inner_node is None
+            or inner_node.op_type not in kinds
+            or inner_node.domain != ""
+            or inner_node.graph is not node.graph
+        ):
             raise Uninteresting("not a chain")
         x, inner = _split(m, inner_node)
         m.require(m.is_float(x), "integers wrap and divide in another way")

@@ -31,10 +31,21 @@ class FusePadConv(RewritePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
 
-    def pattern(self, op: PatternBuilder, x: Any, pads: Any, w: Any, value: Any = None, axes: Any = None, b: Any = None) -> Any:
+    def pattern(
+        self, op: PatternBuilder, x: Any, pads: Any, w: Any, value: Any = None, axes: Any = None, b: Any = None
+    ) -> Any:
         return op.Conv(op.Pad(x, pads, value, axes, _as="pad"), w, b, _as="conv")
 
-    def rewrite(self, op: Builder, m: Match, x: ir.Value, pads: ir.Value, w: ir.Value, value: ir.Value | None, *rest: ir.Value | None) -> ir.Value:
+    def rewrite(
+        self,
+        op: Builder,
+        m: Match,
+        x: ir.Value,
+        pads: ir.Value,
+        w: ir.Value,
+        value: ir.Value | None,
+        *rest: ir.Value | None,
+    ) -> ir.Value:
         axes, b = rest
         rank = m.rank(x)
         widths = pad_widths(m, x, pads, axes)
@@ -56,7 +67,9 @@ class FusePadPool(RewritePass):
     def pattern(self, op: PatternBuilder, x: Any, pads: Any, value: Any = None, axes: Any = None) -> Any:
         return op.node(("AveragePool", "MaxPool"), op.Pad(x, pads, value, axes, _as="pad"), _as="pool")
 
-    def rewrite(self, op: Builder, m: Match, x: ir.Value, pads: ir.Value, value: ir.Value | None, axes: ir.Value | None) -> Any:
+    def rewrite(
+        self, op: Builder, m: Match, x: ir.Value, pads: ir.Value, value: ir.Value | None, axes: ir.Value | None
+    ) -> Any:
         pool, rank = m["pool"], m.rank(x)
         m.not_quantized([x, *pool.outputs])
         widths = pad_widths(m, x, pads, axes)
@@ -65,10 +78,16 @@ class FusePadPool(RewritePass):
         kernel = m.attr(pool, "kernel_shape", ())
         m.require(not m.attr(pool, "ceil_mode", 0), "ceil_mode counts padding in its own way")
         m.require(all(d == 1 for d in m.attr(pool, "dilations", ())), "a dilated window may see nothing but padding")
-        m.require(all(p < k for p, k in zip(total, (*kernel, *kernel), strict=True)), "the padding would be as wide as the window")
+        m.require(
+            all(p < k for p, k in zip(total, (*kernel, *kernel), strict=True)),
+            "the padding would be as wide as the window",
+        )
         if pool.op_type == "AveragePool":
             m.require(fill(m, value) == 0, "the padding is not zero")
-            m.require(not any(old) or m.attr(pool, "count_include_pad", 0), "the pool leaves its own padding out of the average, Pad's not")
+            m.require(
+                not any(old) or m.attr(pool, "count_include_pad", 0),
+                "the pool leaves its own padding out of the average, Pad's not",
+            )
             return op.clone(pool, [x], pads=total, auto_pad=None, count_include_pad=1)
         m.require(len(pool.outputs) == 1, "the indices of MaxPool would change")
         _never_wins(m, x, fill(m, value), any(old))
@@ -100,7 +119,7 @@ def fill(m: Match, value: ir.Value | None) -> float:
 
 
 def own_pads(m: Match, node: ir.Node, spatial: int) -> tuple[int, ...]:
-    """The pads of a Conv or pool itself, begins then ends; NoMatch for SAME padding, which depends on the input's size."""
+    """The pads of a Conv or pool itself, begins then ends; NoMatch for SAME, which depends on the input's size."""
     kind = m.attr(node, "auto_pad", "NOTSET")
     m.require(kind in ("NOTSET", "VALID"), f"auto_pad={kind} depends on the size of the input")
     pads = m.attr(node, "pads", None) if kind == "NOTSET" else None

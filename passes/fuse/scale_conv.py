@@ -28,7 +28,13 @@ class _Before(NodePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
     # A batch norm behind a linear op belongs to that one.
-    after: ClassVar[tuple[str, ...]] = ("fuse-conv-bn", "fuse-gemm-bn", "fuse-matmul-bn", "fuse-conv-scale", "fuse-conv-bias")
+    after: ClassVar[tuple[str, ...]] = (
+        "fuse-conv-bn",
+        "fuse-gemm-bn",
+        "fuse-matmul-bn",
+        "fuse-conv-scale",
+        "fuse-conv-bias",
+    )
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
         position = 1 if node.op_type == "MatMul" and m.is_const(node.inputs[0]) else 0
@@ -64,7 +70,10 @@ class _Before(NodePass):
 
 @dataclass(frozen=True)
 class FuseScaleConv(_Before):
-    """Conv(x * s + t, w, b) -> Conv(x, w * s, b + sum(w * t)), for constants s and t per input channel; also BatchNormalization in front."""
+    """Conv(x * s + t, w, b) -> Conv(x, w * s, b + sum(w * t)), for constants s and t per input channel.
+
+    A factor and a summand are taken one at a time; a BatchNormalization in front is both at once.
+    """
 
     name: ClassVar[str] = "fuse-scale-conv"
     ops: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
@@ -120,7 +129,10 @@ def _no_padding(m: Match, node: ir.Node) -> None:
     if node.op_type == "Conv":
         kind = m.attr(node, "auto_pad", "NOTSET")
         pads = m.attr(node, "pads", ())
-        m.require(kind == "VALID" or (kind == "NOTSET" and not any(pads)), "the convolution pads with zeros, which the summand would miss")
+        m.require(
+            kind == "VALID" or (kind == "NOTSET" and not any(pads)),
+            "the convolution pads with zeros, which the summand would miss",
+        )
 
 
 def _by_input(m: Match, node: ir.Node, weights: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -113,7 +113,11 @@ class FuseLeakyRelu(NodePass):
 
     def _where(self, region: Region, node: ir.Node) -> tuple[ir.Value, float]:
         condition, x, other = node.inputs
-        if x is None or not producer_is(region.m, condition, "Greater", "GreaterOrEqual") or not producer_is(region.m, other, "Mul", "Div"):
+        if (
+            x is None
+            or not producer_is(region.m, condition, "Greater", "GreaterOrEqual")
+            or not producer_is(region.m, other, "Mul", "Div")
+        ):
             raise Uninteresting("not a choice by sign")
         compare = region.node(condition, "Greater", "GreaterOrEqual")
         part = scaled(region.m, region.node(other, "Mul", "Div"))
