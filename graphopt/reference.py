@@ -90,7 +90,7 @@ class Reference:
                 if specials and cases:
                     cases += _special_cases(cases[0], seed)
                 for case in cases:
-                    self._try(runner, case, required=case in data)
+                    self._try(runner, case, required=any(case is given for given in data))
         except GraphoptError as error:
             self.unchecked = str(error)
             self.cases, self._plain = [], []
@@ -273,8 +273,9 @@ def _special_cases(case: Case, seed: int) -> list[Case]:
             if not isinstance(value, np.ndarray) or not rounding(value.dtype) or not value.size:
                 continue
             planted = value.copy()
-            places = rng.choice(value.size, size=max(1, min(4, value.size // 64)), replace=False)
-            planted.reshape(-1)[places] = np.resize([np.nan] if kind == "nan" else [np.inf, -np.inf], len(places))
+            count = min(value.size, max(2, min(4, value.size // 64)))  # two at least: both infinities
+            places = rng.choice(value.size, size=count, replace=False)
+            planted.reshape(-1)[places] = np.resize([np.nan] if kind == "nan" else [np.inf, -np.inf], count)
             feeds[name] = planted
         if any(feeds[name] is not case.feeds[name] for name in feeds):
             cases.append(replace(case, label=f"{case.label}, {text} in the inputs", feeds=feeds, special=True))

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-# A protobuf message cannot pass 2 GiB; the graph around the weights needs room too.
-_EMBED_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,9 @@ class _OrtTarget(Target):
 
     def compile(self, model: ir.Model, out: Path) -> CompiledFiles:
         """Write `model.onnx` into `out`, its weights beside it in `model.onnx.data` when they are large or external."""
-        files = write_model(model, out)
+        from graphopt.ir.writer import write
+
+        files = write(model, out / MODEL_FILE)
         return CompiledFiles(
             main=MODEL_FILE, files=files, settings=self.session_settings().to_json(), notes=self._notes(model)
         )
@@ -205,25 +204,6 @@ class OnnxRuntime(_OrtTarget):
         if self.device == "cpu":
             return Cpu(threads=self.threads)
         return Cuda(provider="tensorrt" if self.provider == "tensorrt" else "cuda", threads=self.threads)
-
-
-def write_model(model: ir.Model, out: Path) -> tuple[str, ...]:
-    """Write `model` into the folder and return the files' names. The model object stays as it was."""
-    from graphopt import ir
-
-    path = out / MODEL_FILE
-    tensors = [
-        value.const_value
-        for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-    if not external and sum(tensor.nbytes for tensor in tensors) <= _EMBED_LIMIT:
-        ir.save(model, path)
-        return (MODEL_FILE,)
-    ir.save(model, path, external_data=DATA_FILE)
-    return (MODEL_FILE, DATA_FILE)
 
 
 def _no_runtime(extra: str) -> str | None:

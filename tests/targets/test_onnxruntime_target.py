@@ -58,7 +58,8 @@ def test_shape_arithmetic_costs_no_copies() -> None:
         model(
             """<ir_version: 10, opset_import: ["":21]> g(float[N,4] x) => (float[M] y) {
             shape = Shape(x) zero = Constant<value_int=0>() n = Gather(shape, zero) four = Constant<value_int=4>()
-            total = Mul(n, four) axes = Constant<value_ints=[0]>() target = Unsqueeze(total, axes) y = Reshape(x, target) }"""
+            total = Mul(n, four) axes = Constant<value_ints=[0]>() target = Unsqueeze(total, axes)
+            y = Reshape(x, target) }"""
         )
     )
     assert place.copies == () and place.on_cpu == ()

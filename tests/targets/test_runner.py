@@ -67,7 +67,8 @@ def test_strings_sequences_and_optionals(tmp_path: Path, isolate: bool) -> None:
         tmp_path,
         """g(string[N] s, seq(float[M]) xs, int64 i, optional(float[K]) o)
         => (string[N] t, seq(float[M]) ys, float[M] y, bool has, optional(float[K]) p)
-        { t = Identity(s) ys = SequenceErase(xs, i) y = SequenceAt(xs, i) has = OptionalHasElement(o) p = Identity(o) }""",
+        { t = Identity(s) ys = SequenceErase(xs, i) y = SequenceAt(xs, i)
+          has = OptionalHasElement(o) p = Identity(o) }""",
     )
     xs = [np.ones(2, np.float32), np.arange(3, dtype=np.float32)]
     feeds = {"s": np.array(["a", "bé"], object), "xs": xs, "i": np.array(1), "o": None}
@@ -136,7 +137,8 @@ def test_hang_is_stopped(tmp_path: Path) -> None:
         tmp_path,
         """g(float x) => (float y) {
           n = Constant<value_int=9223372036854775807>() c = Constant<value = bool {1}>()
-          y = Loop(n, c, x) <body = b(int64 i, bool ci, float a) => (bool co, float b) { co = Identity(ci) b = Cos(a) }> }""",
+          y = Loop(n, c, x) <body = b(int64 i, bool ci, float a) => (bool co, float b)
+                                    { co = Identity(ci) b = Cos(a) }> }""",
     )
     with open_runner(path, time_limit=1.0) as runner:
         with pytest.raises(GraphoptError, match="took over 1 s"):

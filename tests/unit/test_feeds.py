@@ -58,7 +58,8 @@ USES = {
     "text": "g(string[N] s) => (string[N] t) { t = Identity(s) }",
     "sequence": "g(seq(float[2]) s, int64 i) => (float[2] y) { y = SequenceAt(s, i) }",
     "optional": "g(optional(float[2]) o) => (bool y) { y = OptionalHasElement(o) }",
-    "small floats": "g(bfloat16[N] a, float16[N] b) => (float[N] y) { c = Cast<to=1>(a) d = Cast<to=1>(b) y = Add(c, d) }",
+    "small floats": """g(bfloat16[N] a, float16[N] b) => (float[N] y)
+        { c = Cast<to=1>(a) d = Cast<to=1>(b) y = Add(c, d) }""",
     "square root": "g(float[N] x) => (float[N] y) { y = Sqrt(x) }",
 }
 
@@ -122,7 +123,8 @@ def test_expressions_follow_their_symbols() -> None:
 
 
 def test_state_of_a_recurrent_net_shares_the_batch() -> None:
-    graph = model("g(float[T,N,2] x, float[1,?,3] h) => (float[a,b,c,d] y) { y, z = GRU<hidden_size=3>(x, w, r, , , h) }")
+    text = "g(float[T,N,2] x, float[1,?,3] h) => (float[a,b,c,d] y) { y, z = GRU<hidden_size=3>(x, w, r, , , h) }"
+    graph = model(text)
     sizes = default_bindings(graph)[0]
     assert "?batch" in sizes
 
@@ -226,14 +228,14 @@ def test_missing_input_and_broken_files(tmp_path: Path) -> None:
         with pytest.raises(GraphoptError, match=r"cannot be read as an \.npz archive"):
             load_feeds(tmp_path / name, INPUTS)
     (tmp_path / "pb").mkdir()
-    with pytest.raises(GraphoptError, match="no .npy files and no input_<i>.pb"):
+    with pytest.raises(GraphoptError, match=r"no [.]npy files and no input_<i>[.]pb"):
         load_feeds(tmp_path / "pb", INPUTS)
     (tmp_path / "pb" / "input_0.pb").write_bytes(b"\xff\xff\xff")
     with pytest.raises(GraphoptError, match="is not a TensorProto"):
         load_feeds(tmp_path / "pb", INPUTS)
     with pytest.raises(GraphoptError, match="there is no data file"):
         load_feeds(tmp_path / "absent.npz", INPUTS)
-    with pytest.raises(GraphoptError, match="is not .npz, .npy or a folder"):
+    with pytest.raises(GraphoptError, match=r"is not [.]npz, [.]npy or a folder"):
         load_feeds(Path(__file__), INPUTS)
 
 
