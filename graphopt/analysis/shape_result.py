@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
 
 
+# The reason of a node that is legal and understood, but whose output may have several ranks.
+UNDETERMINED = "the rank of its output is not decided by what is known of its inputs"
+
+
 @dataclass(frozen=True)
 class Blocked:
     """One node whose outputs could not be inferred, and why."""

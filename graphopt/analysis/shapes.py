@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.analysis import dims
 from graphopt.analysis.binding import bind_dims, set_input_shapes
-from graphopt.analysis.shape_result import Blocked, Result
+from graphopt.analysis.shape_result import UNDETERMINED, Blocked, Result
 from graphopt.analysis.shape_symbols import Symbols
 from graphopt.ir.constants import const_tensor
 from graphopt.ir.sites import subgraphs
@@ -123,7 +123,15 @@ class Shapes:
             self.block(node, reason)
         blank = Result()
         for index, output in enumerate(node.outputs):
-            self.publish(output, results[index] if index < len(results) else blank)
+            result = results[index] if index < len(results) else blank
+            if result.dims is None and result.type is None and not reason and output.name:
+                self._undetermined(node)
+            self.publish(output, result)
+
+    def _undetermined(self, node: ir.Node) -> None:
+        """Note a node that loses the rank although the ranks of all its inputs are known."""
+        if all(value is None or self.dims(value) is not None for value in node.inputs):
+            self.block(node, UNDETERMINED)
 
     def block(self, node: ir.Node, reason: str) -> None:
         """Note that a node could not be inferred."""

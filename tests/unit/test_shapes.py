@@ -140,6 +140,7 @@ def test_squeeze_without_axes_needs_numbers() -> None:
     )
     assert shapes.dims(_value(model, "y")) is None
     assert shapes.static(_value(model, "w")) == (3,)
+    assert [blocked.node.op_type for blocked in shapes.blocked] == ["Squeeze"], "the node that loses the rank is named"
 
 
 def test_split_and_squeeze_by_unknown_inputs() -> None:

