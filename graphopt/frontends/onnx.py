@@ -80,9 +80,8 @@ def _parse(path: Path, data: bytes) -> Any:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
-    except google.protobuf.message.DecodeError as error:
-        what = "nested too deep" if "recursion" in str(error).lower() else "truncated or no protobuf"
-        raise GraphoptError(f"{path}: not an ONNX model ({what}); {_look(data)}") from None
+    except google.protobuf.message.DecodeError:
+        raise GraphoptError(f"{path}: not an ONNX model (truncated, nested too deep, or no protobuf); {_look(data)}") from None
     if not proto.HasField("graph"):
         raise GraphoptError(f"{path}: not an ONNX model (it has no graph); {_look(data)}")
     return proto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,8 +45,9 @@ def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> 
     except OSError as error:
         raise GraphoptError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
-        temporary_data.unlink(missing_ok=True)
+        for leftover in (temporary, temporary_data):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
     return (path.name, data.name) if apart and data.exists() else (path.name,)
 
 
