@@ -142,8 +142,10 @@ class Matcher:
 
     def _fail(self, bindings: _Bindings, reason: str, interesting: bool) -> None:
         depth = len(bindings.nodes)
-        if depth >= self.miss.depth:
-            self.miss = NearMiss(depth, reason, interesting or (self.miss.interesting and depth == self.miss.depth))
+        deeper = depth > self.miss.depth
+        # At the same depth a reason that says something is kept, whatever the other operand order gave.
+        if deeper or (depth == self.miss.depth and (interesting or not self.miss.interesting)):
+            self.miss = NearMiss(depth, reason, interesting)
 
     def _value(self, value: ir.Value | None, pattern: Any, b: _Bindings) -> _Bindings | None:
         if isinstance(pattern, Hole):
