@@ -1,7 +1,7 @@
 """Attention as the exporters write it, fused into ONNX Runtime's Attention, MultiHeadAttention or GroupQueryAttention.
 
-Lives here: the pass and the choice of the fused op. The core is found in attention_core.py, layouts in layout.py, the
-linear layers in projections.py; emit_attention.py makes the nodes.
+Lives here: the pass and the choice of the fused op. The core is found in _attention_core.py, layouts in _layout.py, the
+linear layers in _projections.py; _emit_attention.py makes the nodes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse_target.attention_core import Core, find_core
-from graphopt.passes.fuse_target.emit_attention import Heads, emit
-from graphopt.passes.fuse_target.layout import View, walk
+from graphopt.passes.fuse_target._attention_core import Core, find_core
+from graphopt.passes.fuse_target._emit_attention import Heads, emit
+from graphopt.passes.fuse_target._layout import View, walk
 
 if TYPE_CHECKING:
     from graphopt import ir

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_scalar
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse_target.layout import walk
+from graphopt.passes.fuse_target._layout import walk
 
 if TYPE_CHECKING:
     from graphopt import ir

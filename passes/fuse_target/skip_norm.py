@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse_target.norms import Norm, find_norm
+from graphopt.passes.fuse_target._norms import Norm, find_norm
 
 if TYPE_CHECKING:
     from graphopt import ir

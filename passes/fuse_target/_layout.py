@@ -1,7 +1,7 @@
 """Which axis of a value holds which factor of attention: batch, heads, positions, channels, seen through layout ops.
 
 Lives here: walking up from an operand through Transpose, Reshape, Expand, Slice, Gather, Split and scalar factors, and
-noting at every step how the factors lie. Not here: what is done with it (attention.py, projections.py).
+noting at every step how the factors lie. Not here: what is done with it (attention.py, _projections.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The middle of attention: softmax(q k^T * scale + mask) v, found from its second MatMul.
 
 Lives here: what the exporters write around the softmax, and masks as an additive bias. Not here: how q, k and v were
-made (projections.py) and which fused op is emitted (attention.py).
+made _projections.py) and which fused op is emitted (attention.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_scalar
 from graphopt.manager.worklist import Uninteresting
-from graphopt.passes.fuse_target.layout import View, walk
+from graphopt.passes.fuse_target._layout import View, walk
 
 if TYPE_CHECKING:
     from graphopt import ir

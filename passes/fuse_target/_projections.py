@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from graphopt import ir
     from graphopt.manager.match import Match
-    from graphopt.passes.fuse_target.layout import Factor, View
+    from graphopt.passes.fuse_target._layout import Factor, View
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.ir.builder import NoMatch
-from graphopt.passes.fuse_target.attention_core import Core, build_bias
-from graphopt.passes.fuse_target.projections import Projection, find_projection
+from graphopt.passes.fuse_target._attention_core import Core, build_bias
+from graphopt.passes.fuse_target._projections import Projection, find_projection
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.match import Match
-    from graphopt.passes.fuse_target.layout import View
+    from graphopt.passes.fuse_target._layout import View
 
 MS = "com.microsoft"
 
@@ -56,7 +56,7 @@ def _pick(views: Sequence[View], *layout: str, unscaled: bool = False) -> View |
 
 def _query(op: Builder, m: Match, core: Core, heads: Heads) -> View:
     """The query as [batch, positions, heads * channels], transposed into it where it does not come so."""
-    from graphopt.passes.fuse_target.layout import View
+    from graphopt.passes.fuse_target._layout import View
 
     found = _pick(core.query, "B", "S", f"{core.heads}D")
     if found is not None and not found.repeated:
@@ -68,7 +68,7 @@ def _query(op: Builder, m: Match, core: Core, heads: Heads) -> View:
 
 def _by_head(op: Builder, m: Match, views: Sequence[View], channel: str) -> View:
     """Key or value as [batch, heads, positions, channels]."""
-    from graphopt.passes.fuse_target.layout import View
+    from graphopt.passes.fuse_target._layout import View
 
     found = _pick(views, "B", "H", "T", channel, unscaled=channel == "V")
     if found is not None and not found.repeated:
