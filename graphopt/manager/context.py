@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphopt.errors import PassError
-from graphopt.ir.constants import MAX_BYTES
+from graphopt.ir.constants import MAX_BYTES, model_bytes
 from graphopt.ir.rewriter import Rewriter
 from graphopt.manager.remarks import Remarks
 
@@ -46,6 +46,8 @@ class Context:
         self.evaluate = evaluate
         self.max_bytes = max_bytes
         self.max_growth = max_growth
+        self.original_bytes = model_bytes(model)
+        """Bytes of weights when the run began; growth is counted from there."""
         self.remarks = Remarks()
         self.rewriter = Rewriter(model, limit=limit)
         self.pass_name = ""

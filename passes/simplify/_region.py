@@ -1,0 +1,117 @@
+"""The part of a model that can be computed in advance, and how much of it is worth its bytes.
+
+Sizes come from inferred shapes, so nothing is evaluated to find out that it would be too big.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from graphopt.ir.constants import const_tensor, nbytes
+
+if TYPE_CHECKING:
+    from graphopt import ir
+
+SMALL = 256
+"""Results of up to this many bytes weigh no more in a file than the node that makes them."""
+
+_NATIVE = frozenset(
+    {"FLOAT", "DOUBLE", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL"}
+)
+
+
+def is_foldable_type(value: ir.Value) -> bool:
+    """A tensor whose element type numpy has itself."""
+    from graphopt import ir
+
+    return isinstance(value.type, ir.TensorType) and value.dtype is not None and value.dtype.name in _NATIVE
+
+
+def value_bytes(value: ir.Value) -> int:
+    """Size of a value of static shape; a constant's own size."""
+    tensor = const_tensor(value)
+    if tensor is not None:
+        return nbytes(tensor)
+    assert value.shape is not None and value.dtype is not None
+    dims = [dim if isinstance(dim, int) else 0 for dim in value.shape]
+    return math.prod(dims) * value.dtype.bitwidth // 8
+
+
+class Region:
+    """Foldable nodes, operands first; `nodes[n]` holds the elements of n's output where they are known already."""
+
+    def __init__(self, nodes: dict[ir.Node, tuple[int, ...] | None], max_bytes: int) -> None:
+        self.nodes = nodes
+        self.max_bytes = max_bytes
+        self._refuse_large()
+
+    def remove(self, nodes: Iterable[ir.Node]) -> None:
+        """Take nodes out, and with them all that is computed from their results."""
+        gone = set(nodes)
+        for node in list(self.nodes):
+            if node in gone or (self.nodes[node] is None and any(v is not None and v.producer() in gone for v in node.inputs)):
+                gone.add(node)
+                self.nodes.pop(node, None)
+
+    def _refuse_large(self) -> None:
+        large = [
+            node
+            for node in self.nodes
+            if node.op_type != "Constant"
+            and self.nodes[node] is None
+            and any(value_bytes(v) > self.max_bytes for v in (*node.inputs, *node.outputs) if v is not None)
+        ]
+        if large:
+            self.remove(large)
+
+    def is_boundary(self, value: ir.Value) -> bool:
+        """Whether something that stays uses the value."""
+        return value.is_graph_output() or any(use.node not in self.nodes for use in value.uses())
+
+    def shrink(self, allowed: int) -> list[tuple[ir.Node, str]]:
+        """Drop results that would grow the model by more than `allowed` bytes in all; return them with the reason.
+
+        Seen from the users, so that for a refused result its operands may be kept where those are small.
+        """
+        freed = self._freed()
+        refused: list[tuple[ir.Node, str]] = []
+        for node in reversed(list(self.nodes)):
+            if node.op_type == "Constant":
+                continue
+            growth = sum(value_bytes(out) for out in node.outputs if self.is_boundary(out)) - freed[node]
+            if growth <= SMALL or growth <= allowed:
+                allowed -= growth if any(self.is_boundary(out) for out in node.outputs) else 0
+                continue
+            del self.nodes[node]
+            refused.append((node, f"its result would grow the model by {growth} bytes, {max(allowed, 0)} are allowed"))
+        return refused
+
+    def _freed(self) -> dict[ir.Node, int]:
+        """Per node, the bytes of constants that disappear with it because only it and its operands use them."""
+        freed: dict[ir.Node, int] = {}
+        for node in self.nodes:
+            total = 0
+            for value in dict.fromkeys(node.inputs):
+                if value is None or value.is_graph_output() or any(use.node is not node for use in value.uses()):
+                    continue
+                producer = value.producer()
+                if producer in freed:
+                    total += freed[producer]
+                elif const_tensor(value) is not None:
+                    total += value_bytes(value)
+            if node.op_type == "Constant":
+                total = value_bytes(node.outputs[0])
+            freed[node] = total
+        return freed
+
+    def needed(self) -> list[ir.Node]:
+        """The nodes whose results are wanted outside, or by other such nodes, operands first."""
+        wanted: set[ir.Node] = set()
+        for node in reversed(list(self.nodes)):
+            if node in wanted or any(self.is_boundary(out) for out in node.outputs):
+                wanted.add(node)
+                if self.nodes[node] is None:
+                    wanted.update(p for v in node.inputs if v is not None and (p := v.producer()) in self.nodes)
+        return [node for node in self.nodes if node in wanted]
