@@ -131,13 +131,13 @@ class Check:
         return self._opened
 
     def _cases(self) -> list[Case]:
-        from graphopt.feedfiles import load_feeds
         from graphopt.numerics import Case
 
         if self.data is None:
             return []
         with _reference_runner(self.reference) as runner:
-            return [Case(f"--data {self.data.name}", load_feeds(self.data, runner.inputs))]
+            feeds = _load(self.data, runner)
+            return [Case(f"--data {self.data.name}", feeds)]
 
     def _file(self, stem: str) -> Path:
         self._count += 1
@@ -149,6 +149,15 @@ def loosest(result: RunResult | None) -> ToleranceClass:
     order: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
     classes: list[ToleranceClass] = [get(name).tolerance for name, count in (result.effects() if result else {}).items() if count]
     return max(classes, key=order.index, default="exact")
+
+
+def _load(data: Path, runner: Runner) -> dict[str, Any]:
+    from graphopt.feedfiles import load_feeds
+
+    try:
+        return load_feeds(data, runner.inputs)
+    except GraphoptError as error:
+        raise GraphoptError(f"--data: {error}") from None
 
 
 def _factory() -> RunnerFactory:

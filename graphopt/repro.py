@@ -5,6 +5,7 @@ Made by replaying the run up to the failing pass, so that nothing has to be kept
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.writer import write
 from graphopt.manager.context import Context
 from graphopt.manager.instruments import Instruments
@@ -40,7 +41,9 @@ def write_repro(check: Check, failed: Context, pipeline: Pipeline, error: Grapho
     try:
         model = check.fresh()
         ctx = Context(model, target=failed.target, evaluate=check.evaluate, limit=before, max_growth=failed.max_growth)
-        run(model, pipeline, ctx, Instruments(verify="off"))
+        # The failing pass may raise again; the limit keeps it from changing anything first.
+        with contextlib.suppress(PassError):
+            run(model, pipeline, ctx, Instruments(verify="off"))
         folder = _free(options.repro)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".repro.", dir=folder.parent) as scratch:

@@ -48,6 +48,7 @@ def prepare(model: ir.Model, origin: str) -> ir.Model:
         GraphoptError: the model breaks a rule; the message names the place.
     """
     _check_opset(model, origin)
+    _drop_initializer_inputs(model)
     _forget_negative_dims(model)
     sites.name_nodes(model)
     try:
@@ -136,6 +137,17 @@ def _check_opset(model: ir.Model, origin: str) -> None:
     version = model.opset_imports.get("", 0)
     if version and not 7 <= version <= optable.newest_opset():
         raise GraphoptError(f"{origin}: opset {version}; supported are 7 to {optable.newest_opset()}")
+
+
+def _drop_initializer_inputs(model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be listed as an input, though callers could not override it."""
+    if model.ir_version is not None and model.ir_version >= 4:
+        return
+    kept = [value for value in model.graph.inputs if not value.is_initializer()]
+    if len(kept) != len(model.graph.inputs):
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(kept)
+        model.ir_version = 4
 
 
 def _forget_negative_dims(model: ir.Model) -> None:
