@@ -215,7 +215,7 @@ def read_gated(
     root = m.root.outputs[0]
     m.require(m.is_float(root), "not of floats")
     leaves = list(dict.fromkeys(_leaves(m, m.root, 4)))
-    reason = "no factor is the function of another"
+    reason, furthest = "no factor is the function of another", 1
     for gate in leaves:
         for x in leaves:
             if x is gate:
@@ -234,7 +234,8 @@ def read_gated(
             except NoMatch as miss:
                 if isinstance(miss, Uninteresting):
                     raise
-                reason = str(miss)
+                if len(region.nodes) >= furthest:
+                    reason, furthest = str(miss), len(region.nodes)
                 continue
             return x, found
     raise NoMatch(reason)

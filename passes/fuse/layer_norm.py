@@ -48,7 +48,10 @@ class _Norm(NodePass):
             except NoMatch as miss:
                 reason = str(miss)
                 continue
-            if _more_behind(m, node, scale, bias if self.has_bias else value, found, axis):
+            more = ("Mul",) if scale is None and bias is None else ()
+            if self.has_bias and bias is None:
+                more += ("Add",)
+            if _more_behind(m, node, more, found, axis):
                 raise Uninteresting("taken with the scale and bias behind it")
             m.supports(self.op_type, like=found.x)
             return self._make(op, m, found, axis, scale, bias)
@@ -163,21 +166,14 @@ def _fits(m: Match, value: ir.Value | None, found: Normalized, axis: int) -> Non
     m.require(same or m.is_const(value), "scale or bias does not have the sizes of the normalised axes")
 
 
-def _more_behind(
-    m: Match, node: ir.Node, scale: ir.Value | None, bias: ir.Value | None, found: Normalized, axis: int
-) -> bool:
-    """Whether the only user multiplies or adds something that the fused op can take in as well."""
+def _more_behind(m: Match, node: ir.Node, more: tuple[str, ...], found: Normalized, axis: int) -> bool:
+    """Whether the only user multiplies or adds (ops in `more`) something that the fused op can take in as well."""
     out = node.outputs[0]
     users = list(out.uses())
-    if (
-        len(users) != 1
-        or out.is_graph_output()
-        or bias is not None
-        or (scale is not None and users[0].node.op_type == "Mul")
-    ):
+    if len(users) != 1 or out.is_graph_output():
         return False
     user = users[0].node
-    if user.op_type not in ("Mul", "Add") or user.graph is not node.graph or user.domain != "":
+    if user.op_type not in more or user.graph is not node.graph or user.domain != "":
         return False
     other = user.inputs[1] if user.inputs[0] is out else user.inputs[0]
     try:

@@ -61,7 +61,8 @@ def _reduce(op: Builder, m: Match, kind: str, x: ir.Value, old: ir.Node) -> ir.V
     if not axes:
         return op.node(kind, x, keepdims=keepdims)
     if m.opset() >= 18:
-        return op.node(kind, x, list(axes), keepdims=keepdims)
+        given = m.input(1, old)
+        return op.node(kind, x, given if given is not None else list(axes), keepdims=keepdims)
     return op.node(kind, x, axes=axes, keepdims=keepdims)
 
 
