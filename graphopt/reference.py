@@ -140,7 +140,7 @@ class Reference:
     def _verdict(self, results: Results, tolerance: ToleranceClass, labels: tuple[str, ...]) -> NumericsReport:
         judged = tolerance != "lossy"
         worst: dict[str, OutputError] = {}
-        notes = list(self.notes)
+        notes: list[str] = []
         for index, case in enumerate(self.cases):
             for name, expected in self._plain[index].items():
                 if name in self._random or (case.special and not judged):
@@ -155,6 +155,7 @@ class Reference:
                 if not case.special and tolerance == "reassociates":
                     notes += _ill_conditioned(name, expected, floor, case.label)
         errors = tuple(worst.values())
+        notes[:0] = self.notes  # known only now: finding the noise floor may add to them
         if self._random:
             notes.append(f"not compared, since they depend on random ops: {', '.join(sorted(self._random))}")
         if not errors:
@@ -189,8 +190,12 @@ class Reference:
         if self._others is None:
             self._others = []
             for setting in (RunSetting("basic"), RunSetting("all")):
-                with self._factory(self.path, setting) as runner:
-                    self._others.append([runner.run(case.feeds) for case in self.cases])
+                try:
+                    with self._factory(self.path, setting) as runner:
+                        self._others.append([runner.run(case.feeds) for case in self.cases])
+                except GraphoptError as error:  # a fault of the runtime's optimizers says nothing about the result
+                    reason = textwrap.shorten(str(error), 160)
+                    self.notes.append(f"the reference fails with optimizations {setting.optimizations!r}: {reason}")
             with self._factory(self.path, _PLAIN) as runner:
                 for sign in (1, -1):
                     self._others.append([runner.run(_nudged(case.feeds, sign)) for case in self.cases])

@@ -60,6 +60,7 @@ class Session:
         self.load_seconds = time.perf_counter() - start
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._device = "cuda" if settings.providers[0] != CPU_PROVIDER else "cpu"
+        self._device_id = int(dict(settings.provider_options).get("device_id", "0"))
         self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
         self.outputs = tuple(_spec(item) for item in self._session.get_outputs())
         self._types = {spec.name: spec.type for spec in (*self.inputs, *self.outputs)}
@@ -93,10 +94,10 @@ class Session:
                 if value is None or isinstance(value, list):
                     binding = None  # I/O binding takes tensors only; such models are timed through run()
                     break
-                binding.bind_ortvalue_input(name, to_ort(value, kept, self._device))
+                binding.bind_ortvalue_input(name, to_ort(value, kept, self._device, self._device_id))
             if binding is not None:
                 for spec in self.outputs:
-                    binding.bind_output(spec.name, self._device)
+                    binding.bind_output(spec.name, self._device, self._device_id)
         except Exception as error:  # as above
             raise GraphoptError(f"ONNX Runtime cannot bind the feeds: {one_line(error)}") from error
         self._binding = (binding, kept, dict(feeds))
@@ -160,7 +161,7 @@ def check_providers(settings: SessionSettings) -> None:
         )
 
 
-def to_ort(value: Any, kept: list[Any], device: str = "cpu") -> Any:
+def to_ort(value: Any, kept: list[Any], device: str = "cpu", device_id: int = 0) -> Any:
     """An OrtValue over an array or `Packed`; `kept` holds what must outlive it."""
     import onnxruntime as ort
 
@@ -169,7 +170,8 @@ def to_ort(value: Any, kept: list[Any], device: str = "cpu") -> Any:
         if array.dtype.kind not in "US":
             array = np.ascontiguousarray(array).reshape(array.shape)
         kept.append(array)
-        return ort.OrtValue.ortvalue_from_numpy(array, "cpu" if array.dtype.kind in "OUS" else device)
+        on_host = array.dtype.kind in "OUS"  # text has no place on a GPU
+        return ort.OrtValue.ortvalue_from_numpy(array, "cpu" if on_host else device, 0 if on_host else device_id)
     element = EXOTIC[value.element]
     out = ort.OrtValue.ortvalue_from_shape_and_type(list(value.shape), element.code)
     if value.data:

@@ -11,8 +11,10 @@ import onnx_ir
 import pytest
 from onnx import parser
 
+from graphopt.errors import GraphoptError
 from graphopt.numerics import TOLERANCES, Case, NumericsReport, RunSetting, ToleranceClass, compare, judge
 from graphopt.reference import Reference, random_outputs
+from graphopt.target import Runner
 from graphopt.targets.onnxruntime.runner import runner_factory
 
 HEAD = '<ir_version: 10, opset_import: ["":21]> '
@@ -180,7 +182,7 @@ def test_reference_opens_each_way_of_running_once(tmp_path: Path) -> None:
     model = write(tmp_path / "a.onnx", body("y = Relu(x)"))
     opened: list[RunSetting] = []
 
-    def factory(path: Path, setting: RunSetting):  # type: ignore[no-untyped-def]
+    def factory(path: Path, setting: RunSetting) -> Runner:
         opened.append(setting)
         return FACTORY(path, setting)
 
@@ -190,6 +192,20 @@ def test_reference_opens_each_way_of_running_once(tmp_path: Path) -> None:
         for _ in range(3):
             assert reference.judge(tmp_path / "a.onnx", "reassociates").status == "passed"
     assert len(opened) == 2 + 3 + 3
+
+
+def test_runtime_whose_optimizers_fail_is_a_note(tmp_path: Path) -> None:
+    model = write(tmp_path / "a.onnx", body("y = Relu(x)"))
+
+    def factory(path: Path, setting: RunSetting) -> Runner:
+        if setting.optimizations == "all":
+            raise GraphoptError("ONNX Runtime was killed by SIGSEGV while loading a.onnx")
+        return FACTORY(path, setting)
+
+    with Reference.open(tmp_path / "a.onnx", model, factory) as reference:
+        report = reference.judge(tmp_path / "a.onnx", "reassociates")
+    assert report.status == "passed"
+    assert any("fails with optimizations 'all': ONNX Runtime was killed" in note for note in report.notes)
 
 
 def test_tolerances_stand_as_designed() -> None:
