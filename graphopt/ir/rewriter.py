@@ -122,9 +122,12 @@ class Rewriter:
         Raises:
             StopRewriting: the bisect limit is reached.
         """
+        self._count(self.site(node), node.op_type)
+
+    def _count(self, site: str, op: str) -> None:
         if self.limit is not None and len(self.rewrites) >= self.limit:
             raise StopRewriting
-        self.rewrites.append(Rewrite(len(self.rewrites) + 1, self.pass_name, self.site(node), node.op_type))
+        self.rewrites.append(Rewrite(len(self.rewrites) + 1, self.pass_name, site, op))
 
     def replace(
         self,
@@ -192,10 +195,15 @@ class Rewriter:
         self._forward(old, new, graph, fresh=False)
 
     def drop_initializer(self, graph: ir.Graph, name: str) -> None:
-        """Remove an initializer that nothing uses."""
+        """Remove an initializer that nothing uses; counts as one rewrite.
+
+        Raises:
+            StopRewriting: the bisect limit is reached; nothing was changed.
+        """
         value = graph.initializers[name]
         if value.uses() or value.is_graph_output() or value.is_graph_input():
             raise PassError(f"initializer {name!r} is still in use")
+        self._count(name, "initializer")
         del graph.initializers[name]
 
     def replace_graph(self, new: ir.Model) -> None:
@@ -209,9 +217,7 @@ class Rewriter:
             now = [v.name for v in getattr(new.graph, kind)]
             if was != now:
                 raise PassError(f"pass {self.pass_name!r} changed the {kind} from {was} to {now}")
-        if self.limit is not None and len(self.rewrites) >= self.limit:
-            raise StopRewriting
-        self.rewrites.append(Rewrite(len(self.rewrites) + 1, self.pass_name, "<whole graph>", ""))
+        self._count("<whole graph>", "")
         for domain, version in new.opset_imports.items():
             self.model.opset_imports[domain] = version
         self.model.graph = new.graph
