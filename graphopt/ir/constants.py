@@ -38,7 +38,7 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         if attr.is_ref():
             return None
         if name == "value":
-            return attr.as_tensor()
+            return attr.value  # as_tensor() checks a runtime protocol, which is slow
         if name == "value_int":
             return ir.tensor(attr.as_int(), dtype=ir.DataType.INT64)
         if name == "value_float":

@@ -38,7 +38,7 @@ def run_batch(nodes: Sequence[ir.Node], ready: Mapping[ir.Value, Any], run: Eval
             return mapped[value] if value is not None else None
         found = ready.get(value, const_tensor(value))
         assert found is not None
-        tensor = found if isinstance(found, ir.TensorProtocol) else ir.tensor(found)
+        tensor = found if isinstance(found.dtype, ir.DataType) else ir.Tensor(found)
         leaf = ir.Value(name=f"c{len(leaves)}", const_value=tensor)
         leaf.shape, leaf.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         leaves.append(leaf)
