@@ -1,0 +1,205 @@
+"""The command line: exit codes, one-line errors, atomic outputs, instant listing, reproducible bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from graphopt.ir.text import from_text
+from graphopt.ir.writer import write
+
+MODEL = """<ir_version: 10, opset_import: ["" : 17]>
+agraph (float[N,3,8,8] x) => (float[N,4,8,8] y) <float[4,3,3,3] w, float[4] s, float[4] b, float[4] mean, float[4] var>
+{ [conv] h = Conv<pads=[1,1,1,1]>(x, w)
+  [bn] z = BatchNormalization(h, s, b, mean, var)
+  [id] i = Identity(z)
+  [relu] y = Relu(i) }"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "model.onnx"
+    path.parent.mkdir()
+    write(from_text(MODEL), path)
+    return path
+
+
+def graphopt(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "graphopt", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **env}, check=False)
+
+
+def test_compile_writes_a_proven_artifact(model: Path, tmp_path: Path) -> None:
+    done = graphopt("compile", model, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["numerics"]["status"] == "passed"
+    assert report["effects"]["fuse-conv-bn"] == 1 and report["after"]["nodes"] <= 2
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["numerics"]["status"] == "passed" and manifest["main"] == "model.onnx"
+    assert graphopt("verify", tmp_path / "out").returncode == 0
+    assert graphopt("verify", model, tmp_path / "out").returncode == 0
+
+
+def test_the_same_inputs_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b/c"):
+        assert graphopt("compile", model, "-o", tmp_path / name, "-q", PYTHONHASHSEED=str(len(name))).returncode == 0
+        files.append([(tmp_path / name / file).read_bytes() for file in ("model.onnx", "manifest.json")])
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["opt", "absent.onnx"], 2, "there is no such file"),
+        (["opt", "{model}", "-p", "dec"], 2, "did you mean 'dce'?"),
+        (["opt", "{model}", "-p", "dce{x=1}"], 2, "has no option 'x'"),
+        (["opt", "{model}", "-p", "dce,("], 2, "column 5"),
+        (["opt", "{model}", "--target", "cpuu"], 2, "did you mean 'cpu'?"),
+        (["opt", "{model}", "--target", "cpu{threds=2}"], 2, "did you mean 'threads'?"),
+        (["opt", "{model}", "--input-shapes", "z:1,3,8,8"], 2, "'z'"),
+        (["opt", "{model}", "--input-shapes", "x:1,3,8"], 2, "rank"),
+        (["opt", "{model}", "--input-shapes", "x:1,3,8,q!"], 2, "neither a number nor a name"),
+        (["opt", "{model}", "--input-shapes", "1,3"], 2, "wants name:dims"),
+        (["opt", "{model}", "--dim", "M=2"], 2, "'M'"),
+        (["opt", "{model}", "--dim", "N=two"], 2, "wants name=number"),
+        (["opt", "{model}", "-p", "fuse-matmul-add", "--require-effect"], 3, "fuse-matmul-add"),
+        (["opt", "{model}", "--opset", "99"], 2, "99"),
+        (["opt", "{model}", "--data", "{model}"], 2, "--data"),
+        (["opt"], 2, "give one model"),
+        (["oppt"], 2, "did you mean 'opt'?"),
+        (["opt", "{model}", "--frobnicate"], 2, "frobnicate"),
+        (["compile", "{model}", "-o", "{model}"], 2, "is a file"),
+        (["compile", "{model}", "-o", "{folder}"], 2, "other files in it"),
+        (["compile", "{model}", "-o", "/proc/nowhere/out"], 2, "cannot write"),
+        (["opt", "{model}", "-o", "/proc/nowhere/out.onnx"], 2, "cannot write"),
+        (["opt", "{model}", "--load", "absent.py"], 2, "there is no such file"),
+        (["explain", "{model}", "dce,cse"], 2, "wants one pass"),
+        (["diff", "{model}", "absent"], 2, "there is no such file"),
+        (["bench", "absent.onnx"], 2, "there is no such file"),
+        (["models", "path", "ppocr-clss"], 2, "did you mean 'ppocr-cls'?"),
+    ],
+)
+def test_mistakes_get_one_line_and_their_exit_code(model: Path, tmp_path: Path, args: list[str], code: int, message: str) -> None:
+    done = graphopt(*[arg.replace("{model}", str(model)).replace("{folder}", str(model.parent)) for arg in args], cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"], "nothing is left behind"
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from graphopt import NodePass
+
+@dataclass(frozen=True)
+class Wrong(NodePass):
+    """Relu(x) -> LeakyRelu(x): wrong on purpose"""
+    name: ClassVar[str] = "wrong"
+    ops: ClassVar[tuple[str, ...]] = ("Relu",)
+
+    def rewrite_node(self, op, m, node):
+        return op.LeakyRelu(node.inputs[0], alpha=0.1)
+
+@dataclass(frozen=True)
+class Crash(NodePass):
+    """Relu -> a bug"""
+    name: ClassVar[str] = "crash"
+    ops: ClassVar[tuple[str, ...]] = ("Relu",)
+
+    def rewrite_node(self, op, m, node):
+        raise RuntimeError("boom")
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "plug.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def test_wrong_numbers_exit_1_and_write_nothing(model: Path, plugin: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = graphopt("opt", model, "-o", out, "--load", plugin, "-p", "dce,wrong", cwd=tmp_path)
+    assert done.returncode == 1 and "numerics failed" in done.stderr and not out.exists()
+
+
+def test_bisect_names_pass_and_node(model: Path, plugin: Path, tmp_path: Path) -> None:
+    done = graphopt("bisect", model, "--load", plugin, "-p", "eliminate-identity,fuse-conv-bn,wrong", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    blame = json.loads(done.stdout)
+    assert blame["culprit"] == "rewrite"
+    assert (blame["rewrite"]["pass_name"], blame["rewrite"]["site"]) == ("wrong", "relu")
+
+
+def test_a_bug_in_a_pass_exits_70_and_leaves_a_reproducer(model: Path, plugin: Path, tmp_path: Path) -> None:
+    done = graphopt("opt", model, "--load", plugin, "-p", "eliminate-identity,crash", cwd=tmp_path)
+    assert done.returncode == 70 and "pass 'crash' failed at relu" in done.stderr and "Traceback" not in done.stderr
+    repro = json.loads((tmp_path / "repro" / "repro.json").read_text())
+    assert repro["pass"] == "crash" and "boom" in repro["error"]
+    again = graphopt("opt", tmp_path / "repro" / "model.onnx", "--load", plugin, "-p", repro["pass"], cwd=tmp_path)
+    assert again.returncode == 70
+
+
+def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    assert graphopt("opt", model, "-p", "fuse-conv-bn", "--remarks", file, "-q").returncode == 0
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {"pass": "fuse-conv-bn", "status": "applied", "site": "bn", "op": "BatchNormalization"}.items() <= records[0].items()
+
+
+def test_print_and_dump_ir(model: Path, tmp_path: Path) -> None:
+    done = graphopt("opt", model, "-p", "eliminate-identity,dce", "--print-ir-after", "eliminate-identity", "--dump-ir", tmp_path / "ir:changed")
+    assert "// IR after eliminate-identity (changed)" in done.stderr and done.stdout == ""
+    assert [path.name for path in (tmp_path / "ir").iterdir()] == ["001-eliminate-identity.txt"]
+
+
+def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert graphopt("compile", model, "-o", out, "-q").returncode == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    plug = tmp_path / "slow.py"
+    plug.write_text(PLUGIN.replace('raise RuntimeError("boom")', "import time; print('slow', flush=True); time.sleep(60)"))
+    command = [sys.executable, "-m", "graphopt", "compile", str(model), "-o", str(out), "--load", str(plug), "-p", "crash"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "slow\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "slow.py"]
+
+
+HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "sympy", "networkx", "graphopt.driver")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["passes"], ["passes", "dce"], ["opt", "--help"]])
+def test_listing_imports_nothing_heavy(args: list[str]) -> None:
+    code = f"import sys\nfrom graphopt.cli import main\ntry: main({args!r})\nexcept SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_and_passes_are_instant() -> None:
+    def fastest(command: list[str]) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    base = fastest(["-c", "import click"])
+    for args in (["--help"], ["passes"]):
+        taken = fastest(["-m", "graphopt", *args])
+        assert taken <= max(1.5 * base, base + 0.150), f"graphopt {args[0]}: {taken:.3f} s, import click: {base:.3f} s"
