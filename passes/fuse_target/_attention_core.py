@@ -113,7 +113,8 @@ def _softmax(m: Match, value: ir.Value | None) -> tuple[ir.Node, bool]:
 
 def _scores(m: Match, value: ir.Value, dims: tuple[Any, ...]) -> tuple[ir.Node, float, tuple[Mask, ...]]:
     """The q k^T MatMul behind the scores, with the scalar factors and masks on the way."""
-    scale, masks = 1.0, []
+    scale = 1.0
+    masks: list[Mask] = []
     while True:
         node = value.producer()
         if node is None or node.domain != "" or node.graph is not m.root.graph:
@@ -197,7 +198,9 @@ def build_bias(op: Builder, m: Match, core: Core) -> ir.Value | None:
     if not masks:
         return None
     if core.zeroes_nan:
-        m.require(all(_is_finite(mask) for mask in masks), "a row may be masked with -inf as a whole, and NaN becomes 0 there")
+        m.require(
+            all(_is_finite(mask) for mask in masks), "a row may be masked with -inf as a whole, and NaN becomes 0 there"
+        )
     total: ir.Value | None = None
     for mask in masks:
         bias = mask.bias if mask.bias is not None else _as_bias(op, mask, core)
@@ -223,9 +226,11 @@ def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core) -> ir.Value:
     if len(core.dims) == 3:
         m.require(rank < 3 or m.dims(bias)[0] == 1, "the mask differs between heads that share an axis with the batch")
     dims = (1,) * (4 - rank) + m.dims(bias)
+    full = all(m.equal(have, want) for have, want in zip(dims[-2:], core.dims[-2:], strict=True))
+    m.require((full and rank == 4) or m.opset() >= 15, "the mask would have to be expanded with ops of opset 15")
     if rank < 4:
         bias = op.Unsqueeze(bias, list(range(4 - rank)))
-    if all(m.equal(have, want) for have, want in zip(dims[-2:], core.dims[-2:], strict=True)):
+    if full:
         return bias
     sizes = [1, 1, *(_size_of(op, m, core, axis) for axis in (-2, -1))]
     return op.Expand(bias, op.Concat(*(op.const([1]) if size == 1 else size for size in sizes), axis=0))
@@ -263,7 +268,9 @@ def _is_zero(value: ir.Value | None, depth: int = 8) -> bool:
     if node.op_type == "Where":
         sides = [side for side, kept in ((1, False), (2, True)) if not _always(node.inputs[0], kept, depth - 1)]
         return all(_is_zero(node.inputs[side], depth - 1) for side in sides)
-    return node.op_type == "ConstantOfShape" and ("value" not in node.attributes or not node.attributes["value"].as_tensor().numpy().any())
+    return node.op_type == "ConstantOfShape" and (
+        "value" not in node.attributes or not node.attributes["value"].as_tensor().numpy().any()
+    )
 
 
 def _always(value: ir.Value | None, wanted: bool, depth: int = 8) -> bool:
@@ -287,7 +294,18 @@ def _always(value: ir.Value | None, wanted: bool, depth: int = 8) -> bool:
 
 
 # Ops whose elements are all elements of their first input.
-_PASS_THROUGH = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity", "Slice", "Gather", "Flatten", "Tile")
+_PASS_THROUGH = (
+    "Expand",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Transpose",
+    "Identity",
+    "Slice",
+    "Gather",
+    "Flatten",
+    "Tile",
+)
 
 
 def _is_finite(mask: Mask) -> bool:

@@ -46,7 +46,9 @@ def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
             return _multi_head(op, m, core, heads, query, key, value, bias)
         if _groups(m, core, heads, key, value):
             return _group_query(op, m, core, heads, query, key, value, bias)
-    return _multi_head(op, m, core, heads, query, _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V"), bias)
+    return _multi_head(
+        op, m, core, heads, query, _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V"), bias
+    )
 
 
 def _pick(views: Sequence[View], *layout: str, unscaled: bool = False) -> View | None:
@@ -126,7 +128,9 @@ def _linear(m: Match, views: Sequence[View], position: str, channel: str, width:
     return None
 
 
-def _attention(op: Builder, m: Match, core: Core, heads: Heads, packed: Sequence[tuple[View, Projection]], bias: ir.Value | None) -> ir.Value:
+def _attention(
+    op: Builder, m: Match, core: Core, heads: Heads, packed: Sequence[tuple[View, Projection]], bias: ir.Value | None
+) -> ir.Value:
     import numpy as np
 
     (query, q), (key, k), (_, v) = packed
@@ -151,7 +155,9 @@ def _attention(op: Builder, m: Match, core: Core, heads: Heads, packed: Sequence
 # -- q, k and v made before ----------------------------------------------------------------------------------------------
 
 
-def _multi_head(op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None) -> ir.Value:
+def _multi_head(
+    op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None
+) -> ir.Value:
     operands, layer_bias = [query.value, key.value, value.value], None
     if len(query.axes) == len(key.axes) == len(value.axes) == 3:
         operands, layer_bias = _without_biases(op, m, (query, key, value))
@@ -194,14 +200,21 @@ def _groups(m: Match, core: Core, heads: Heads, key: View, value: View) -> bool:
     """
     if m.ctx.supports("GroupQueryAttention", MS, "FLOAT") is not None or core.heads != "H":
         return False
-    sizes = [next((factor.size for axis in view.axes for factor in axis if factor.name == "H"), None) for view in (key, value)]
+    sizes = [
+        next((factor.size for axis in view.axes for factor in axis if factor.name == "H"), None)
+        for view in (key, value)
+    ]
     same = sizes[0] == sizes[1] and isinstance(sizes[0], int) and heads.count % sizes[0] == 0
     if not same or any([factor.name for factor in view.repeated] != ["h"] for view in (key, value)):
+        return False
+    if m.opset() < 15:
         return False
     return m.equal(*core.dims[-2:]) and heads.width == heads.value_width and heads.width % 8 == 0
 
 
-def _group_query(op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None) -> ir.Value:
+def _group_query(
+    op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None
+) -> ir.Value:
     import numpy as np
 
     from graphopt import ir

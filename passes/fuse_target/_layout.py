@@ -141,7 +141,9 @@ def _split(m: Match, factor: Factor, dims: Sequence[Any]) -> list[Factor] | None
     for count, dim in enumerate(dims[1:], 2):
         product = multiply(product, dim)
         if m.equal(product, factor.size):
-            return [Factor(factor.name if k == 0 else f"{factor.name.lower()}", size) for k, size in enumerate(dims[:count])]
+            return [
+                Factor(factor.name if k == 0 else f"{factor.name.lower()}", size) for k, size in enumerate(dims[:count])
+            ]
     return None
 
 
@@ -204,9 +206,9 @@ def _gather(m: Match, node: ir.Node, view: View) -> View:
     axis = m.axis(m.attr(node, "axis", 0), len(dims))
     m.require(index is not None and index.shape is not None, "the index has no known rank")
     assert index is not None and index.shape is not None
-    taken, size = m.scalar(index), dims[axis]
-    m.require(isinstance(size, int) and -size <= taken < size, "the gathered axis has no known size")
-    chosen = (Factor("P", size, int(taken) % size),)
+    taken, size = int(m.scalar(index)), m.dim(source, axis)
+    m.require(-size <= taken < size, "the index is out of range")
+    chosen = (Factor("P", size, taken % size),)
     if len(index.shape) == 0:
         return View(source, (*view.axes[:axis], chosen, *view.axes[axis:]), view.scale, view.repeated)
     m.require(len(index.shape) == 1 and _is_one(view.axes[axis]), "Gather takes more than one index")

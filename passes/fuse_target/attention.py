@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
 from graphopt.passes.fuse_target._attention_core import Core, find_core
 from graphopt.passes.fuse_target._emit_attention import Heads, emit
@@ -34,7 +35,7 @@ class FuseAttention(NodePass):
     name: ClassVar[str] = "fuse-attention"
     stage: ClassVar[str] = "fuse-target"
     level: ClassVar[int | None] = 2
-    tolerance = "reassociates"
+    tolerance: ClassVar[Tolerance] = "reassociates"
     after: ClassVar[tuple[str, ...]] = ("fuse-rotary-embedding",)
     ops: ClassVar[tuple[str, ...]] = ("Reshape",)
 

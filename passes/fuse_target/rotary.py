@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_scalar
+from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
 from graphopt.passes.fuse_target._layout import walk
 
@@ -31,15 +32,19 @@ class FuseRotaryEmbedding(NodePass):
     name: ClassVar[str] = "fuse-rotary-embedding"
     stage: ClassVar[str] = "fuse-target"
     level: ClassVar[int | None] = 2
-    tolerance = "reassociates"
+    tolerance: ClassVar[Tolerance] = "reassociates"
     ops: ClassVar[tuple[str, ...]] = ("Add",)
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
         x, cos, sin, inner = _rotation(m, node)
         m.supports("RotaryEmbedding", MS, like=x)
         m.not_quantized((x,))
+        m.require(m.opset() >= 15, f"the model is of opset {m.opset()}, the positions need 15")
         dims = m.dims(x)
-        m.require(len(dims) == 4 and m.same_shape(x, node.outputs[0]), "the rotated value is no [batch, heads, positions, channels]")
+        m.require(
+            len(dims) == 4 and m.same_shape(x, node.outputs[0]),
+            "the rotated value is no [batch, heads, positions, channels]",
+        )
         width = m.dim(x, -1)
         cos_rows, cos_batch = _rows(op, m, cos, "Cos", dims)
         sin_rows, sin_batch = _rows(op, m, sin, "Sin", dims)
@@ -108,7 +113,13 @@ def _half(m: Match, value: ir.Value | None, which: int) -> tuple[ir.Value, ir.No
             continue
         last = view.axes[-1]
         picked = view.selections()
-        if view.value is node.inputs[0] and len(picked) == 1 and picked[0] is last[0] and picked[0].size == 2 and picked[0].index == which:
+        if (
+            view.value is node.inputs[0]
+            and len(picked) == 1
+            and picked[0] is last[0]
+            and picked[0].size == 2
+            and picked[0].index == which
+        ):
             return view.value, node
         return None
     return None
@@ -121,10 +132,13 @@ def _rows(op: Builder, m: Match, table: ir.Value, function: str, dims: tuple[Any
         NoMatch: the halves may differ, or the table has other axes than positions and channels.
     """
     own = (1,) * (4 - m.rank(table)) + m.dims(table)
-    m.require(m.rank(table) <= 4 and own[1] == 1 and own[3] == dims[3] and m.equal(own[2], dims[2]), "cos or sin is no table of positions")
+    m.require(
+        m.rank(table) <= 4 and own[1] == 1 and own[3] == dims[3] and m.equal(own[2], dims[2]),
+        "cos or sin is no table of positions",
+    )
     batched = own[0] != 1
     m.require(not batched or m.equal(own[0], dims[0]), "cos or sin is no table of positions")
-    half = int(own[3]) // 2
+    half = m.dim(table, -1) // 2
     array = const_array(table)
     if array is not None:
         import numpy as np
@@ -145,7 +159,10 @@ def _angles(m: Match, table: ir.Value, function: str) -> tuple[ir.Value, float]:
             break
         if node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Reshape"):
             source = node.inputs[0]
-            m.require(source is not None and m.dims(source)[-1] == m.dims(value)[-1], "cos or sin is reshaped over its channels")
+            m.require(
+                source is not None and m.dims(source)[-1] == m.dims(value)[-1],
+                "cos or sin is reshaped over its channels",
+            )
         elif node.op_type == "Mul" and not applied:
             source = next((a for a, b in (node.inputs, node.inputs[::-1]) if const_scalar(b)), None)
             factor *= next((number for number in map(const_scalar, node.inputs) if number), 1.0)
@@ -164,7 +181,10 @@ def _angles(m: Match, table: ir.Value, function: str) -> tuple[ir.Value, float]:
 def _twice(m: Match, concat: ir.Node, applied: bool, function: str) -> ir.Value:
     first = concat.inputs[0]
     rank = m.rank(concat.outputs[0])
-    m.require(len(concat.inputs) == 2 and concat.inputs[1] is first and m.axis(m.attr(concat, "axis"), rank) == rank - 1, "the halves differ")
+    m.require(
+        len(concat.inputs) == 2 and concat.inputs[1] is first and m.axis(m.attr(concat, "axis"), rank) == rank - 1,
+        "the halves differ",
+    )
     assert first is not None
     if applied:
         return first

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
+from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
 from graphopt.passes.fuse_target._norms import Norm, find_norm
 
@@ -29,7 +30,7 @@ class FuseSkipLayerNorm(NodePass):
     name: ClassVar[str] = "fuse-skip-layer-norm"
     stage: ClassVar[str] = "fuse-target"
     level: ClassVar[int | None] = 2
-    tolerance = "reassociates"
+    tolerance: ClassVar[Tolerance] = "reassociates"
     ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization", "RMSNormalization", "Mul")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
@@ -90,7 +91,12 @@ def _existing(norm: Norm) -> ir.Value | None:
     inputs = [*made.inputs, None, None][:4]
     scale, bias = inputs[2], inputs[3] if norm.centred else None
     attribute = made.attributes.get("epsilon")
-    same = scale is norm.scale and bias is norm.bias and attribute is not None and attribute.value == _float32(norm.epsilon)
+    same = (
+        scale is norm.scale
+        and bias is norm.bias
+        and attribute is not None
+        and attribute.value == _float32(norm.epsilon)
+    )
     return made.outputs[0] if same else None
 
 
@@ -111,7 +117,10 @@ def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tupl
     m.require(m.same_shape(first, skip) and m.same_shape(first, norm.source), "the sum broadcasts")
     width = m.dims(norm.source)[-1]
     for parameter in (norm.scale, norm.bias):
-        m.require(parameter is None or m.rank(parameter) == 1 and m.equal(m.dims(parameter)[0], width), "the norm's parameters broadcast")
+        m.require(
+            parameter is None or (m.rank(parameter) == 1 and m.equal(m.dims(parameter)[0], width)),
+            "the norm's parameters broadcast",
+        )
     first, skip, bias = _take_bias(m, first, skip)
     parameters = [norm.scale, norm.bias, bias] if norm.centred else [norm.scale, bias]
     made = op.node(name, first, skip, *parameters, _domain=MS, _outputs=outputs, epsilon=_float32(norm.epsilon))
@@ -122,7 +131,13 @@ def _take_bias(m: Match, first: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.
     """Either operand without the constant 1-D bias that a linear layer just added to it."""
     for value, other in ((first, skip), (skip, first)):
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type != "Add" or len(value.uses()) != 1 or node.graph is not m.root.graph:
+        if (
+            node is None
+            or node.domain != ""
+            or node.op_type != "Add"
+            or len(value.uses()) != 1
+            or node.graph is not m.root.graph
+        ):
             continue
         for product, bias in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
             if bias is None or product is None or not m.is_const(bias) or bias.producer() is not None:
