@@ -85,7 +85,7 @@ def rotary(op: Builder, m: Match, node: ir.Node) -> ir.Value:
     turned = op.Concat(
         op.Sub(op.Mul(lower, cos), op.Mul(upper, sin)), op.Add(op.Mul(upper, cos), op.Mul(lower, sin)), axis=-1
     )
-    return turned if rank == 4 else op.Reshape(turned, op.Shape(x))  # type: ignore[no-any-return]
+    return turned if rank == 4 else op.Reshape(turned, op.Shape(x))
 
 
 def _only(m: Match, node: ir.Node, slots: set[int], names: set[str]) -> None:
@@ -105,7 +105,7 @@ def _core(op: Builder, m: Match, node: ir.Node, q: Any, k: Any, v: Any, bias: ir
     if bias is not None:
         scores = op.Add(scores, bias)
     mixed = op.Transpose(op.MatMul(op.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
-    return op.Reshape(mixed, [0, 0, m.dim(node.outputs[0], 2)])  # type: ignore[no-any-return]
+    return op.Reshape(mixed, [0, 0, m.dim(node.outputs[0], 2)])
 
 
 def _by_head(op: Builder, value: Any, heads: int) -> Any:

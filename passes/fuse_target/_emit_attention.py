@@ -84,7 +84,7 @@ def _total_scale(core: Core, query: View, key: View) -> float:
     return core.scale * query.scale * key.scale
 
 
-# -- one node for the projections too ------------------------------------------------------------------------------------
+# -- one node for the projections too ---------------------------------------------------------------------------------
 
 
 def _packed(m: Match, core: Core, heads: Heads) -> tuple[tuple[View, Projection], ...] | None:
@@ -152,7 +152,7 @@ def _attention(
     )
 
 
-# -- q, k and v made before ----------------------------------------------------------------------------------------------
+# -- q, k and v made before -------------------------------------------------------------------------------------------
 
 
 def _multi_head(
@@ -189,7 +189,7 @@ def _without_biases(op: Builder, m: Match, views: Sequence[View]) -> tuple[list[
     return products, op.const(np.concatenate(known), f"{layers[0].weight.name}_qkv_bias")
 
 
-# -- grouped heads -------------------------------------------------------------------------------------------------------
+# -- grouped heads ----------------------------------------------------------------------------------------------------
 
 
 def _groups(m: Match, core: Core, heads: Heads, key: View, value: View) -> bool:

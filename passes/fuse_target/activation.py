@@ -25,7 +25,7 @@ _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "HardSigmoid")
 
 @dataclass(frozen=True)
 class FuseConvActivation(RewritePass):
-    """act(Conv(x, w, b)) -> FusedConv(x, w, b, activation), for Relu, Clip, LeakyRelu, Sigmoid, HardSigmoid and Tanh."""
+    """act(Conv(x, w, b)) -> FusedConv(x, w, b, activation), for the usual rectifiers, Clip, Sigmoid and Tanh."""
 
     name: ClassVar[str] = "fuse-conv-activation"
     stage: ClassVar[str] = "fuse-target"

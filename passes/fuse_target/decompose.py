@@ -114,13 +114,13 @@ def _activated(op: Builder, value: ir.Value, name: str, parameters: Sequence[flo
     if name == "":
         return value
     if name in ("Relu", "Tanh", "Sigmoid"):
-        return op.node(name, value)  # type: ignore[no-any-return]
+        return op.node(name, value)
     if name == "LeakyRelu":
-        return op.LeakyRelu(value, alpha=parameters[0])  # type: ignore[no-any-return]
+        return op.LeakyRelu(value, alpha=parameters[0])
     if name == "HardSigmoid":
-        return op.HardSigmoid(value, alpha=parameters[0], beta=parameters[1])  # type: ignore[no-any-return]
+        return op.HardSigmoid(value, alpha=parameters[0], beta=parameters[1])
     if name == "Clip":
-        return op.Clip(value, float(parameters[0]), float(parameters[1]))  # type: ignore[no-any-return]
+        return op.Clip(value, float(parameters[0]), float(parameters[1]))
     raise NoMatch(f"activation {name!r} is not known")
 
 

@@ -20,9 +20,9 @@ MS = "com.microsoft"
 
 @dataclass(frozen=True)
 class FuseMatMul(NodePass):
-    """alpha * (transpose(a) @ transpose(b)) -> FusedMatMul(a, b, alpha, transA, transB), transposes of the last two axes.
+    """alpha * (transpose(a) @ transpose(b)) -> FusedMatMul(a, b, alpha, transA, transB).
 
-    Level 3: ONNX Runtime's own optimizer does the same at load, so it gains nodes, not time.
+    The transposes swap the last two axes. Level 3: ONNX Runtime's own optimizer does the same at load, so it gains nodes, not time.
     """
 
     name: ClassVar[str] = "fuse-matmul"
