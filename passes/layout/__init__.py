@@ -1,0 +1,1 @@
+"""Rewrites that change in which order the axes of values lie."""
