@@ -23,14 +23,15 @@ class Norm:
 
     Attributes:
         source: what is normalized.
-        scale, bias: 1-D parameters; bias None for an RMS norm or a layer norm without one.
+        scale: 1-D parameter, None where it was folded away.
+        bias: 1-D parameter, None for an RMS norm and where there is none.
         epsilon: added to the variance or mean square.
         centred: True for a layer norm, False for an RMS norm.
         nodes: its nodes other than the last.
     """
 
     source: ir.Value
-    scale: ir.Value
+    scale: ir.Value | None
     bias: ir.Value | None
     epsilon: float
     centred: bool
@@ -48,7 +49,7 @@ def find_norm(m: Match, node: ir.Node) -> Norm:
         return _layer_norm(m, node)
     if node.op_type == "RMSNormalization":
         return _rms_norm(m, node)
-    if node.op_type == "Mul":
+    if node.op_type in ("Mul", "Div"):
         return _decomposed(m, node)
     raise Uninteresting("no normalization")
 
@@ -71,8 +72,8 @@ def _rms_norm(m: Match, node: ir.Node) -> Norm:
 
 
 def _decomposed(m: Match, node: ir.Node) -> Norm:
-    """w * (x * 1/sqrt(mean(x^2) + e)), with x / sqrt(...) and (...)^-0.5 as variants."""
-    for first, second in ((0, 1), (1, 0)):
+    """w * (x * 1/sqrt(mean(x^2) + e)), with x / sqrt(...) and (...)^-0.5 as variants; w may have been folded away."""
+    for first, second in ((0, 1), (1, 0)) if node.op_type == "Mul" else ():
         scale, normal = node.inputs[first], node.inputs[second]
         made = _made_by(m, normal, "Mul", "Div")
         if scale is None or made is None or scale.shape is None or len(scale.shape) != 1:
@@ -83,7 +84,20 @@ def _decomposed(m: Match, node: ir.Node) -> Norm:
         source, epsilon, nodes = found
         m.require(m.equal(m.dims(scale)[0], m.dims(source)[-1]), "the scale does not cover the last axis")
         return Norm(source, scale, None, epsilon, centred=False, nodes=(made, *nodes))
-    raise Uninteresting("no normalization")
+    found = _normalized(m, node)
+    if found is None:
+        raise Uninteresting("no normalization")
+    m.require(not _is_scaled_next(node), "the norm's scale follows")
+    source, epsilon, nodes = found
+    return Norm(source, None, None, epsilon, centred=False, nodes=nodes)
+
+
+def _is_scaled_next(node: ir.Node) -> bool:
+    users = [use.node for use in node.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Mul" or users[0].domain != "":
+        return False
+    other = next((value for value in users[0].inputs if value is not node.outputs[0]), None)
+    return other is not None and other.shape is not None and len(other.shape) == 1
 
 
 def _normalized(m: Match, node: ir.Node) -> tuple[ir.Value, float, tuple[ir.Node, ...]] | None:

@@ -22,7 +22,8 @@ MS = "com.microsoft"
 class FuseMatMul(NodePass):
     """alpha * (transpose(a) @ transpose(b)) -> FusedMatMul(a, b, alpha, transA, transB).
 
-    The transposes swap the last two axes. Level 3: ONNX Runtime's own optimizer does the same at load, so it gains nodes, not time.
+    The transposes swap the last two axes. Level 3: ONNX Runtime's own optimizer does the same at load, so it gains
+    nodes, not time.
     """
 
     name: ClassVar[str] = "fuse-matmul"

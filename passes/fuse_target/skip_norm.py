@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
+from graphopt.ir.constants import const_array
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
 from graphopt.passes.fuse_target._norms import Norm, find_norm
@@ -31,7 +32,7 @@ class FuseSkipLayerNorm(NodePass):
     stage: ClassVar[str] = "fuse-target"
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
-    ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization", "RMSNormalization", "Mul")
+    ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization", "RMSNormalization", "Mul", "Div")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
         if node.op_type == "Add":
@@ -79,7 +80,7 @@ def _last_nodes(user: ir.Node) -> list[ir.Node]:
     if user.op_type in ("LayerNormalization", "RMSNormalization"):
         return [user]
     if user.op_type in ("Mul", "Div"):
-        return [use.node for use in user.outputs[0].uses() if use.node.op_type == "Mul"]
+        return [*(use.node for use in user.outputs[0].uses() if use.node.op_type == "Mul"), user]
     return []
 
 
@@ -90,14 +91,15 @@ def _existing(norm: Norm) -> ir.Value | None:
         return None
     inputs = [*made.inputs, None, None][:4]
     scale, bias = inputs[2], inputs[3] if norm.centred else None
-    attribute = made.attributes.get("epsilon")
-    same = (
-        scale is norm.scale
-        and bias is norm.bias
-        and attribute is not None
-        and attribute.value == _float32(norm.epsilon)
-    )
-    return made.outputs[0] if same else None
+    epsilon = made.attributes.get("epsilon")
+    if epsilon is None or epsilon.value != _float32(norm.epsilon) or bias is not norm.bias:
+        return None
+    return made.outputs[0] if scale is norm.scale or (norm.scale is None and _is_ones(scale)) else None
+
+
+def _is_ones(value: ir.Value | None) -> bool:
+    array = const_array(value)
+    return array is not None and bool((array == 1).all())
 
 
 def _float32(number: float) -> float:
@@ -112,19 +114,33 @@ def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tupl
     name = _NAMES[norm.centred]
     m.supports(name, MS, like=first)
     m.not_quantized((first, skip))
-    rank = m.rank(norm.source)
+    rank, width = m.rank(norm.source), m.dims(norm.source)[-1]
     m.require(rank in (2, 3), f"the sum has rank {rank}")
-    m.require(m.same_shape(first, skip) and m.same_shape(first, norm.source), "the sum broadcasts")
-    width = m.dims(norm.source)[-1]
+    first, skip = _ordered(m, first, skip, norm)
     for parameter in (norm.scale, norm.bias):
-        m.require(
-            parameter is None or (m.rank(parameter) == 1 and m.equal(m.dims(parameter)[0], width)),
-            "the norm's parameters broadcast",
-        )
+        fits = parameter is None or (m.rank(parameter) == 1 and m.equal(m.dims(parameter)[0], width))
+        m.require(fits, "the norm's parameters broadcast")
+    scale = norm.scale
+    if scale is None:
+        import numpy as np
+
+        scale = op.const(np.ones(m.dim(norm.source, -1), m.dtype(norm.source).numpy()), "ones")
     first, skip, bias = _take_bias(m, first, skip)
-    parameters = [norm.scale, norm.bias, bias] if norm.centred else [norm.scale, bias]
+    parameters = [scale, norm.bias, bias] if norm.centred else [scale, bias]
     made = op.node(name, first, skip, *parameters, _domain=MS, _outputs=outputs, epsilon=_float32(norm.epsilon))
     return made if outputs > 1 else (made,)
+
+
+def _ordered(m: Match, first: ir.Value, skip: ir.Value, norm: Norm) -> tuple[ir.Value, ir.Value]:
+    """The operand of full shape, then the other, which a layer norm may repeat over the batch."""
+    if m.same_shape(first, skip) and m.same_shape(first, norm.source):
+        return first, skip
+    for full, other in ((first, skip), (skip, first)):
+        if norm.centred and m.same_shape(full, norm.source) and m.rank(full) == m.rank(other) == 3:
+            rows, wanted = m.dims(other), m.dims(full)
+            if rows[0] == 1 and all(m.equal(a, b) for a, b in zip(rows[1:], wanted[1:], strict=True)):
+                return full, other
+    raise NoMatch("the sum broadcasts")
 
 
 def _take_bias(m: Match, first: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
