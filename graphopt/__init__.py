@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from graphopt.blame import bisect
+    from graphopt.driver import Options, compile, optimize
     from graphopt.errors import GraphoptError
     from graphopt.frontends.onnx import load
     from graphopt.frontends.torch import from_torch
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "GraphoptError": "graphopt.errors",
+    "Options": "graphopt.driver",
+    "bisect": "graphopt.blame",
+    "compile": "graphopt.driver",
+    "optimize": "graphopt.driver",
     "from_torch": "graphopt.frontends.torch",
     "load": "graphopt.frontends.onnx",
     "save": "graphopt.ir.writer:write",
@@ -32,7 +38,7 @@ _WHERE = {
     "Runner": "graphopt.target",
     "Target": "graphopt.target",
 }
-__all__ = ["GraphoptError", "NoMatch", "NodePass", "Pass", "RewritePass", "Runner", "Target", "from_torch", "load", "save"]
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:
