@@ -3,6 +3,7 @@
 A file is `<pass-name>.txt`:
 
     # pipeline: fix(eliminate-identity,dce)
+    # target: cpu                                           only for passes that ask what a target supports
     ## title of a case
     ### before
     g (float[N] x) => (float[N] y) { y = Identity(x) }      ONNX text; without a header opset 21 is meant
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Case:
     before: str
     expected: str | None
     reason: str | None
+    target: str | None = None
 
     def model(self) -> Any:
         text = self.before.strip()
@@ -65,7 +67,9 @@ def _cases(path: Path) -> list[Case]:
     head, *blocks = re.split(r"^## ", text, flags=re.MULTILINE)
     found = re.search(r"^# pipeline: (.+)$", head, flags=re.MULTILINE)
     assert found and blocks, f"{path.name}: wants a '# pipeline: ...' line and '## title' cases"
-    return [_case(path, found[1].strip(), block) for block in blocks]
+    target = re.search(r"^# target: (.+)$", head, flags=re.MULTILINE)
+    cases = [_case(path, found[1].strip(), block) for block in blocks]
+    return [replace(case, target=target[1].strip() if target else None) for case in cases]
 
 
 def _case(path: Path, pipeline: str, block: str) -> Case:
@@ -87,7 +91,8 @@ CASES = [case for path in FILES for case in _cases(path)]
 def test_case(case: Case, update_golden: bool, run_model: Any, evaluate: Any, difference: Any) -> None:
     model, before = case.model(), case.model()
     pipeline = parse(case.pipeline)
-    result = run(model, pipeline, Context(model, evaluate=evaluate))
+    target = registry.make_target(case.target) if case.target else None
+    result = run(model, pipeline, Context(model, target=target, evaluate=evaluate))
     if case.reason is not None:
         _stays(case, result)
         return
