@@ -164,6 +164,9 @@ class _Region:
             self.ctx.remarks.applied(self.rule.name, site, op_type, "works on what was transposed")
             for output in outputs:
                 self._merge_below(output)
+        for seed in self.seeds:
+            if chosen and seed.graph is not None:
+                self._merge_below(seed.outputs[0])
 
     def _permute(self, node: ir.Node, turned: Turned) -> list[ir.Value]:
         rewriter, how = self.ctx.rewriter, self.forms[node]
