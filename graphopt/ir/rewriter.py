@@ -129,6 +129,14 @@ class Rewriter:
             raise StopRewriting
         self.rewrites.append(Rewrite(len(self.rewrites) + 1, self.pass_name, site, op))
 
+    def count_model(self) -> None:
+        """Register one rewrite of the model as a whole (opset, interface), before it happens.
+
+        Raises:
+            StopRewriting: the bisect limit is reached.
+        """
+        self._count("<whole model>", "")
+
     def replace(
         self,
         root: ir.Node,
@@ -282,7 +290,8 @@ class Rewriter:
         """Move uses, output slots, name, type and shape from `old` to `new`."""
         if new.type is None:
             new.type = old.type
-        if old.shape is not None and (new.shape is None or _more_known(old.shape, new.shape)):
+        interface = new.is_graph_output() or new.is_graph_input()
+        if not interface and old.shape is not None and (new.shape is None or _more_known(old.shape, new.shape)):
             new.shape = old.shape
         users = [use.node for use in old.uses()]
         if old.is_graph_output():
@@ -309,9 +318,9 @@ class Rewriter:
         old.name = self.fresh_name(f"{name}_old")
         self._names.discard(new.name or "")
         new.name = name
-        # The interface is ABI: the declared type and dim names stay.
+        # The interface is ABI: the declared type and dims stay, an unknown rank too.
         new.type = declared_type or new.type
-        new.shape = declared_shape if declared_shape is not None else new.shape
+        new.shape = declared_shape
         return new
 
     def _adopt(self, node: ir.Node, anchor: ir.Node, old_nodes: Sequence[ir.Node]) -> None:
