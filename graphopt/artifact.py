@@ -63,7 +63,9 @@ def load(path: str | Path) -> Artifact:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         report = json.loads((path / REPORT).read_text(encoding="utf-8")) if (path / REPORT).is_file() else {}
     except FileNotFoundError:
-        raise GraphoptError(f"{path} is not an artifact: it has no {MANIFEST}; make one with: graphopt compile") from None
+        raise GraphoptError(
+            f"{path} is not an artifact: it has no {MANIFEST}; make one with: graphopt compile"
+        ) from None
     except (OSError, ValueError) as error:
         raise GraphoptError(f"{path}: unreadable {MANIFEST} or {REPORT}: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -106,7 +106,9 @@ class GraphoptBackend(Backend):  # type: ignore[misc]
     ) -> tuple[Any, ...]:
         """Run one node on inputs in the order of its present inputs; `opset_version` is the newest unless given."""
         arrays = [to_array(value) for value in inputs]
-        return cls.run_model(_single(node, arrays, outputs_info, kwargs.pop("opset_version", None)), arrays, device, **kwargs)
+        return cls.run_model(
+            _single(node, arrays, outputs_info, kwargs.pop("opset_version", None)), arrays, device, **kwargs
+        )
 
     @classmethod
     def is_compatible(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> bool:

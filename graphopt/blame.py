@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +61,19 @@ class Blame:
         if self.culprit == "input":
             return f"the untouched model is bad already {spent}: {self.reason}"
         if self.optimizer is not None:
-            return f"the pipeline is good; ONNX Runtime's optimizer {self.optimizer!r} is to blame {spent}: {self.reason}"
+            return (
+                f"the pipeline is good; ONNX Runtime's optimizer {self.optimizer!r} is to blame {spent}: {self.reason}"
+            )
         return f"nothing is bad {spent}"
 
 
-def bisect(source: Source, target: str | Target | None = None, options: Options | None = None, command: str | None = None, runtime: bool = True) -> Blame:
+def bisect(
+    source: Source,
+    target: str | Target | None = None,
+    options: Options | None = None,
+    command: str | None = None,
+    runtime: bool = True,
+) -> Blame:
     """Find the first bad rewrite of a pipeline on a model.
 
     Args:
@@ -86,7 +93,9 @@ def bisect(source: Source, target: str | Target | None = None, options: Options 
 
 
 class _Bisection:
-    def __init__(self, source: Source, target: Target | None, options: Options, command: str | None, scratch: Path) -> None:
+    def __init__(
+        self, source: Source, target: Target | None, options: Options, command: str | None, scratch: Path
+    ) -> None:
         self.target, self.options, self.command, self.scratch = target, options, command, scratch
         self.pipeline: Pipeline = plan_pipeline(options, target)
         model, origin = capture(source, options.input_shapes, options.dims)
@@ -116,7 +125,9 @@ class _Bisection:
     def judge(self, limit: int | None) -> tuple[str, RunResult]:
         """Run the first `limit` rewrites; return why the model is bad ('' when it is good) and the run."""
         model = self.check.fresh()
-        ctx = Context(model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth)
+        ctx = Context(
+            model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth
+        )
         error = ""
         try:
             result = run(model, self.pipeline, ctx, Instruments(verify="off"))
@@ -134,7 +145,9 @@ class _Bisection:
         assert self.command is not None
         command = self.command.replace("{}", str(path)) if "{}" in self.command else f"{self.command} {path}"
         try:
-            done = subprocess.run(command, shell=True, capture_output=True, timeout=_COMMAND_SECONDS, text=True, check=False)
+            done = subprocess.run(
+                command, shell=True, capture_output=True, timeout=_COMMAND_SECONDS, text=True, check=False
+            )
         except subprocess.TimeoutExpired:
             return f"the command ran longer than {_COMMAND_SECONDS} s"
         if done.returncode in (126, 127):
@@ -196,5 +209,3 @@ def _no_timings() -> Any:
     from graphopt.manager.instruments import Timings
 
     return Timings()
-
-

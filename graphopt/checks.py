@@ -44,7 +44,11 @@ class Numbers:
 
     def verdict(self) -> dict[str, str]:
         """The part that is the same for the same inputs: it stands in the manifest."""
-        return {"status": self.status, "tolerance": self.tolerance, "reason": self.reason if self.status != "passed" else ""}
+        return {
+            "status": self.status,
+            "tolerance": self.tolerance,
+            "reason": self.reason if self.status != "passed" else "",
+        }
 
     def as_json(self) -> dict[str, Any]:
         return {"status": self.status, "reason": self.reason, "tolerance": self.tolerance, **self.details}
@@ -61,7 +65,14 @@ class Check:
         reload: Captures the source anew; None reads the reference file.
     """
 
-    def __init__(self, model: ir.Model, origin: Path | None, data: Path | None, scratch: Path, reload: Callable[[], ir.Model] | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        origin: Path | None,
+        data: Path | None,
+        scratch: Path,
+        reload: Callable[[], ir.Model] | None = None,
+    ) -> None:
         self.scratch = scratch
         self.data = data
         self._reload = reload
@@ -109,7 +120,9 @@ class Check:
         """Judge a file against the untouched model, by the loosest class of the passes that changed something."""
         start = time.perf_counter()
         report = self.compare(candidate, loosest(result))
-        details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
+        details = {
+            key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")
+        }
         return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
 
     def compare(self, candidate: Path, tolerance: ToleranceClass) -> NumericsReport:
@@ -147,7 +160,9 @@ class Check:
 def loosest(result: RunResult | None) -> ToleranceClass:
     """The loosest tolerance class among the passes that applied a rewrite."""
     order: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
-    classes: list[ToleranceClass] = [get(name).tolerance for name, count in (result.effects() if result else {}).items() if count]
+    classes: list[ToleranceClass] = [
+        get(name).tolerance for name, count in (result.effects() if result else {}).items() if count
+    ]
     return max(classes, key=order.index, default="exact")
 
 

@@ -53,7 +53,11 @@ def difference(a: ir.Model, b: ir.Model) -> Difference:
     first, second = _nodes(a), _nodes(b)
     ops_a, ops_b = Counter(node.op_type for node in first.values()), Counter(node.op_type for node in second.values())
     changed = {op: (ops_a[op], ops_b[op]) for op in sorted(ops_a | ops_b) if ops_a[op] != ops_b[op]}
-    made = tuple(_made(site, node) for site, node in second.items() if site not in first or first[site].op_type != node.op_type or _stamp(node) != _stamp(first[site]))
+    made = tuple(
+        _made(site, node)
+        for site, node in second.items()
+        if site not in first or first[site].op_type != node.op_type or _stamp(node) != _stamp(first[site])
+    )
     gone = tuple((site, node.op_type) for site, node in first.items() if site not in second)
     return Difference(
         structural_hash(a) == structural_hash(b),

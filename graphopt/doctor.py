@@ -12,8 +12,40 @@ from pathlib import Path
 from typing import Any
 
 # Instruction sets that decide which kernels run; names as the kernel's cpuinfo spells them.
-_ISA = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
-_PACKAGES = ("graphopt", "numpy", "onnx", "onnx-ir", "onnx-shape-inference", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "networkx", "torch", "onnxscript", "transformers", "apache-tvm", "apache-tvm-ffi")
+_ISA = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+_PACKAGES = (
+    "graphopt",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnx-shape-inference",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx-graphsurgeon",
+    "networkx",
+    "torch",
+    "onnxscript",
+    "transformers",
+    "apache-tvm",
+    "apache-tvm-ffi",
+)
 
 
 def examine() -> dict[str, Any]:
@@ -59,7 +91,13 @@ def _gpus() -> list[str]:
     if tool is None:
         return []
     try:
-        done = subprocess.run([tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
@@ -76,11 +114,15 @@ def _problems(found: dict[str, str]) -> list[str]:
 
     out = list(problems())
     if "onnxruntime" in found and "onnxruntime-gpu" in found:
-        out.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; uninstall both, then install one")
+        out.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; uninstall both, then install one"
+        )
     if "onnxruntime" not in found and "onnxruntime-gpu" not in found:
         out.append('ONNX Runtime is not installed, so nothing can be run or verified; pip install "graphopt[cpu]"')
     if "apache-tvm" in found and found.get("apache-tvm-ffi") not in (None, "0.1.14.post1"):
-        out.append(f"apache-tvm-ffi {found['apache-tvm-ffi']} crashes tuning or does not load with apache-tvm {found['apache-tvm']}; pip install apache-tvm-ffi==0.1.14.post1")
+        out.append(
+            f"apache-tvm-ffi {found['apache-tvm-ffi']} crashes tuning or does not load with apache-tvm {found['apache-tvm']}; pip install apache-tvm-ffi==0.1.14.post1"
+        )
     if sys.version_info < (3, 11):
         out.append(f"Python {platform.python_version()} is too old; 3.11 or newer is needed")
     out.extend(_requirements())
@@ -94,7 +136,9 @@ def _requirements() -> list[str]:
     out = []
     for text in importlib.metadata.requires("graphopt") or ():
         requirement = Requirement(text)
-        if requirement.marker is not None and not any(requirement.marker.evaluate({"extra": extra}) for extra in ("", "torch", "cpu", "tvm")):
+        if requirement.marker is not None and not any(
+            requirement.marker.evaluate({"extra": extra}) for extra in ("", "torch", "cpu", "tvm")
+        ):
             continue
         version = _version(requirement.name)
         if version is not None and not requirement.specifier.contains(version, prereleases=True):

@@ -107,7 +107,9 @@ def plan_pipeline(options: Options, target: Target | None) -> Pipeline:
     return chosen.without(options.disable) if options.disable else chosen
 
 
-def optimize(source: Source, target: str | Target | None = None, options: Options | None = None, output: str | Path | None = None) -> Optimized:
+def optimize(
+    source: Source, target: str | Target | None = None, options: Options | None = None, output: str | Path | None = None
+) -> Optimized:
     """Run passes over a model: ONNX (or torch) in, IR out, and an ONNX file when `output` is given.
 
     Args:
@@ -157,7 +159,9 @@ def _write_checked(job: _Job, output: Path) -> Numbers:
     return numbers
 
 
-def compile(source: Source, target: str | Target = "cpu", output: str | Path = "build", options: Options | None = None) -> Artifact:
+def compile(
+    source: Source, target: str | Target = "cpu", output: str | Path = "build", options: Options | None = None
+) -> Artifact:
     """Capture, optimize, lower, verify and write an artifact folder.
 
     Args:
@@ -261,7 +265,14 @@ class _Job:
 
     def interface(self) -> dict[str, Any]:
         def rows(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
-            return [{"name": v.name, "type": str(v.type), "shape": None if v.shape is None else [d if isinstance(d, int) else d.value for d in v.shape]} for v in values]
+            return [
+                {
+                    "name": v.name,
+                    "type": str(v.type),
+                    "shape": None if v.shape is None else [d if isinstance(d, int) else d.value for d in v.shape],
+                }
+                for v in values
+            ]
 
         return {"inputs": rows(self.model.graph.inputs), "outputs": rows(self.model.graph.outputs)}
 
@@ -276,7 +287,10 @@ class _Job:
             "rewrites": len(self.result.rewrites),
             "effects": self.result.effects(),
             "idle": sorted(name for name, count in self.result.effects().items() if not count),
-            "passes": [{"pass": r.spec, "seconds": round(r.seconds, 6), "rewrites": r.rewrites, "nodes": r.nodes} for r in records],
+            "passes": [
+                {"pass": r.spec, "seconds": round(r.seconds, 6), "rewrites": r.rewrites, "nodes": r.nodes}
+                for r in records
+            ],
             "remarks": [remark.as_json() for remark in self.result.ctx.remarks],
             "numerics": numbers.as_json(),
             "seconds": {**self.seconds, "numerics": numbers.seconds},
@@ -303,4 +317,9 @@ def machine() -> dict[str, Any]:
     import os
     import platform
 
-    return {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }

@@ -43,7 +43,9 @@ class MissingDependency(GraphoptError):
     """An optional package is needed and is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f'{what} needs a package that is not installed; install it with: pip install "graphopt[{extra}]"')
+        super().__init__(
+            f'{what} needs a package that is not installed; install it with: pip install "graphopt[{extra}]"'
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

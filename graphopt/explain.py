@@ -38,7 +38,9 @@ class Explanation:
         }
 
 
-def explain(model: ir.Model, item: Pass, pipeline: Pipeline, target: Target | None = None, evaluate: Any = None) -> Explanation:
+def explain(
+    model: ir.Model, item: Pass, pipeline: Pipeline, target: Target | None = None, evaluate: Any = None
+) -> Explanation:
     """Run `pipeline` up to the first occurrence of the pass, then the pass alone, and collect its remarks.
 
     Args:

@@ -39,7 +39,15 @@ def inspect(model: ir.Model, target: Target | None = None, dims: Mapping[str, in
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
         "inputs": [_row(value) for value in model.graph.inputs],
         "outputs": [_row(value) for value in model.graph.outputs],
-        "dynamic_dims": sorted({str(d.value) for v in model.graph.inputs if v.shape for d in v.shape if not isinstance(d, int) and d.value and d.value.isidentifier()}),
+        "dynamic_dims": sorted(
+            {
+                str(d.value)
+                for v in model.graph.inputs
+                if v.shape
+                for d in v.shape
+                if not isinstance(d, int) and d.value and d.value.isidentifier()
+            }
+        ),
         "macs": cost.macs,
         "known_macs": cost.known_macs,
         "parameter_bytes": cost.parameter_bytes,
@@ -82,10 +90,16 @@ def _blocked(shapes: Shapes) -> dict[str, Any]:
     first = shapes.blocked[0] if shapes.blocked else None
     return {
         "blocked": len(shapes.blocked),
-        "first": None if first is None else {"site": str(first.node.name), "op": first.op, "domain": first.domain, "reason": first.reason},
+        "first": None
+        if first is None
+        else {"site": str(first.node.name), "op": first.op, "domain": first.domain, "reason": first.reason},
     }
 
 
 def _optimizers(model: ir.Model, nodes: list[ir.Node]) -> dict[str, int]:
     """Passes that left provenance in the file, with the number of nodes they made."""
-    return dict(Counter(node.metadata_props[PROVENANCE].partition(":")[0] for node in nodes if PROVENANCE in node.metadata_props))
+    return dict(
+        Counter(
+            node.metadata_props[PROVENANCE].partition(":")[0] for node in nodes if PROVENANCE in node.metadata_props
+        )
+    )

@@ -148,9 +148,7 @@ class Reference:
                     continue
                 floor = self.floor(name, index) if tolerance == "reassociates" else 0.0
                 excused = self._excused(name, index) if tolerance == "reassociates" else None
-                error = judge(
-                    name, expected, results[index][name], tolerance, floor, case=case.label, excused=excused
-                )
+                error = judge(name, expected, results[index][name], tolerance, floor, case=case.label, excused=excused)
                 if name not in worst or _badness(error) > _badness(worst[name]):
                     worst[name] = error
                 if case.special or tolerance != "reassociates":

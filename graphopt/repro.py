@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from graphopt.driver import Options
 
 
-def write_repro(check: Check, failed: Context, pipeline: Pipeline, error: GraphoptError, options: Options) -> Path | None:
+def write_repro(
+    check: Check, failed: Context, pipeline: Pipeline, error: GraphoptError, options: Options
+) -> Path | None:
     """Write `options.repro` (or a numbered sibling); return it, or None when the state cannot be replayed or written.
 
     Args:
@@ -37,7 +39,11 @@ def write_repro(check: Check, failed: Context, pipeline: Pipeline, error: Grapho
     """
     assert options.repro is not None
     name = failed.pass_name
-    before = sum(1 for rewrite in failed.rewriter.rewrites if rewrite.pass_name != name or not _is_last_stretch(failed, rewrite.number))
+    before = sum(
+        1
+        for rewrite in failed.rewriter.rewrites
+        if rewrite.pass_name != name or not _is_last_stretch(failed, rewrite.number)
+    )
     try:
         model = check.fresh()
         ctx = Context(model, target=failed.target, evaluate=check.evaluate, limit=before, max_growth=failed.max_growth)

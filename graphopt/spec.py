@@ -147,9 +147,7 @@ def build(cls: type[Any], spec: Spec, kind: str) -> Any:
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise GraphoptError(f"{kind} {spec.name!r} needs option {missing[0]!r}: {spec.name}{{{missing[0]}=...}}")

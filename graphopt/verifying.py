@@ -15,7 +15,9 @@ from graphopt.numerics import ToleranceClass
 Row = dict[str, Any]
 
 
-def verify_files(a: str | Path, b: str | Path | None = None, data: Path | None = None, tolerance: ToleranceClass = "reassociates") -> list[Row]:
+def verify_files(
+    a: str | Path, b: str | Path | None = None, data: Path | None = None, tolerance: ToleranceClass = "reassociates"
+) -> list[Row]:
     """Check a model or artifact, or that B computes what A computes.
 
     Args:
@@ -64,5 +66,7 @@ def _static(source: str | Path) -> list[Row]:
     return rows
 
 
-def _row(check: str, subject: str, status: Literal["passed", "failed", "not-checked"], reason: str = "", details: Any = None) -> Row:
+def _row(
+    check: str, subject: str, status: Literal["passed", "failed", "not-checked"], reason: str = "", details: Any = None
+) -> Row:
     return {"check": check, "subject": subject, "status": status, "reason": reason, "details": details or {}}

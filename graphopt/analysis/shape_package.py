@@ -114,11 +114,13 @@ def _lent(shapes: Shapes, node: ir.Node) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _package() -> tuple[Any, Any]:
-    from onnx_shape_inference import ShapeInferenceContext, registry
+    from graphopt.ir.lazy_import import import_without_sympy
 
-    registry.collect()
+    package = import_without_sympy("onnx_shape_inference")
 
-    class Catching(ShapeInferenceContext):  # type: ignore[misc, unused-ignore]
+    package.registry.collect()
+
+    class Catching(package.ShapeInferenceContext):  # type: ignore[misc, unused-ignore]
         """A context that keeps results to itself instead of writing them on the values."""
 
         def __init__(self, shapes: Shapes) -> None:
@@ -154,4 +156,4 @@ def _package() -> tuple[Any, Any]:
         def add_symbolic_equality(self, a: Any, b: Any) -> None:
             return None
 
-    return registry, Catching
+    return package.registry, Catching

@@ -14,13 +14,26 @@ from graphopt.cli.common import emit, say
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--target", help="How to run plain models (default cpu); an artifact knows its own.")
-@click.option("--data", type=click.Path(path_type=Path), help="Feeds: .npz, .npy or a folder; without it legal ones are made for the first model.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Feeds: .npz, .npy or a folder; without it legal ones are made for the first model.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op; without it each model's own setting.")
 @click.option("--duration", default=3.0, show_default=True, help="Seconds of measuring per model.")
 @click.option("--warmup", default=3, show_default=True, help="Runs before anything counts.")
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def command(models: tuple[str, ...], target: str | None, data: Path | None, threads: int | None, duration: float, warmup: int, as_json: bool, **shapes: Any) -> None:
+def command(
+    models: tuple[str, ...],
+    target: str | None,
+    data: Path | None,
+    threads: int | None,
+    duration: float,
+    warmup: int,
+    as_json: bool,
+    **shapes: Any,
+) -> None:
     """Time MODELS (files or artifacts) against the first, interleaved, with an A/A row that shows the error of the method."""
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for, runnable
@@ -29,12 +42,22 @@ def command(models: tuple[str, ...], target: str | None, data: Path | None, thre
     chosen = [runnable(model, target) for model in models]
     by_path = {item.path: item for item in chosen}
     changes: dict[str, Any] = {"force_spinning_stop": True, **({"threads": threads} if threads else {})}
-    captured, _ = capture(chosen[0].path, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
+    captured, _ = capture(
+        chosen[0].path, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"])
+    )
     with chosen[0].open() as runner:
         feeds = feeds_for(captured, runner, data)
     if data is None and not as_json:
-        say("graphopt: no --data, so the inputs are made up: " + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape")))
-    report = bench([item.path for item in chosen], feeds, lambda path: by_path[path].open(**changes), BenchPlan(seconds=duration, warmup=warmup))
+        say(
+            "graphopt: no --data, so the inputs are made up: "
+            + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape"))
+        )
+    report = bench(
+        [item.path for item in chosen],
+        feeds,
+        lambda path: by_path[path].open(**changes),
+        BenchPlan(seconds=duration, warmup=warmup),
+    )
     if as_json:
         emit(report.to_json())
     else:

@@ -72,30 +72,83 @@ def parse_dump(text: str | None) -> tuple[Path | None, bool]:
 
 
 _INPUT = [
-    click.option("--input-shapes", multiple=True, metavar="NAME:DIMS", help="Specialise an input: x:1,3,224,224 (also 1x3x224x224, [..]); repeatable."),
-    click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Bind a symbolic dim, e.g. batch=1; repeatable."),
+    click.option(
+        "--input-shapes",
+        multiple=True,
+        metavar="NAME:DIMS",
+        help="Specialise an input: x:1,3,224,224 (also 1x3x224x224, [..]); repeatable.",
+    ),
+    click.option(
+        "--dim", "dims", multiple=True, metavar="NAME=N", help="Bind a symbolic dim, e.g. batch=1; repeatable."
+    ),
 ]
 
 _PIPELINE = [
-    click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="0 nothing, 1 exact only, 2 default, 3 everything non-lossy."),
-    click.option("-p", "--passes", metavar="TEXT", help="Pipeline text instead of -O, e.g. 'fold-constants,fix(cse,dce)'."),
+    click.option(
+        "-O",
+        "level",
+        type=click.IntRange(0, 3),
+        default=2,
+        show_default=True,
+        help="0 nothing, 1 exact only, 2 default, 3 everything non-lossy.",
+    ),
+    click.option(
+        "-p", "--passes", metavar="TEXT", help="Pipeline text instead of -O, e.g. 'fold-constants,fix(cse,dce)'."
+    ),
     click.option("--recipe", type=click.Path(path_type=Path), help="Pipeline as a TOML file."),
     click.option("--disable-pass", "disable", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
-    click.option("--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable."),
+    click.option(
+        "--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable."
+    ),
     click.option("--opset", type=int, help="Standard opset of the output."),
     *_INPUT,
-    click.option("--data", type=click.Path(path_type=Path), help="Feeds for the numerics check: .npz, .npy or a folder of .npy/.pb."),
-    click.option("--numerics", type=click.Choice(["each", "end", "off"]), default="end", show_default=True, help="When to compare numbers with the reference."),
-    click.option("--verify", type=click.Choice(["each", "end", "off"]), default="each", show_default=True, help="When to check the IR rules."),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Feeds for the numerics check: .npz, .npy or a folder of .npy/.pb.",
+    ),
+    click.option(
+        "--numerics",
+        type=click.Choice(["each", "end", "off"]),
+        default="end",
+        show_default=True,
+        help="When to compare numbers with the reference.",
+    ),
+    click.option(
+        "--verify",
+        type=click.Choice(["each", "end", "off"]),
+        default="each",
+        show_default=True,
+        help="When to check the IR rules.",
+    ),
     click.option("--require-numerics", is_flag=True, help="Fail when the numbers could not be checked."),
     click.option("--require-effect", is_flag=True, help="Fail (3) when a pass did nothing."),
     click.option("--bisect-limit", type=click.IntRange(0), help="Apply only the first N rewrites."),
-    click.option("--external-data", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help="Large weights beside the model."),
-    click.option("--max-growth", type=click.FloatRange(1.0), default=1.1, show_default=True, help="Weights may grow by at most this factor."),
-    click.option("--remarks", "remarks_file", type=click.Path(path_type=Path), help="Write one JSON record per site: applied, missed, why."),
+    click.option(
+        "--external-data",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Large weights beside the model.",
+    ),
+    click.option(
+        "--max-growth",
+        type=click.FloatRange(1.0),
+        default=1.1,
+        show_default=True,
+        help="Weights may grow by at most this factor.",
+    ),
+    click.option(
+        "--remarks",
+        "remarks_file",
+        type=click.Path(path_type=Path),
+        help="Write one JSON record per site: applied, missed, why.",
+    ),
     click.option("--time-passes", is_flag=True, help="Print seconds per pass."),
     click.option("--dump-ir", metavar="DIR[:changed]", help="Write the text form after each pass."),
-    click.option("--print-ir-after", multiple=True, metavar="PASS", help="Print the text form after a pass (also: all, changed)."),
+    click.option(
+        "--print-ir-after", multiple=True, metavar="PASS", help="Print the text form after a pass (also: all, changed)."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout."),
     click.option("-v", "--verbose", count=True, help="Also list what each pass did."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
@@ -120,7 +173,9 @@ def input_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     """Positional MODEL, or `-m/--model`."""
-    function = click.option("-m", "--model", "model_option", metavar="MODEL", help="The model, for hands that know -m.")(function)
+    function = click.option(
+        "-m", "--model", "model_option", metavar="MODEL", help="The model, for hands that know -m."
+    )(function)
     return click.argument("model", required=False)(function)
 
 

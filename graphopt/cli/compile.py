@@ -12,8 +12,12 @@ from graphopt.cli import common, report
 
 @click.command("compile")
 @common.model_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("build"), show_default=True, help="Artifact folder.")
-@click.option("--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("build"), show_default=True, help="Artifact folder."
+)
+@click.option(
+    "--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'."
+)
 @common.pipeline_options
 def command(model: str | None, model_option: str | None, output: Path, target: str, **flags: Any) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""

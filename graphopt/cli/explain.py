@@ -14,12 +14,30 @@ from graphopt.cli.common import emit
 @click.argument("model")
 @click.argument("pass_text", metavar="PASS")
 @click.option("--target", help="Whose ops may be emitted.")
-@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="Pipeline whose earlier passes run first; 0 for none.")
-@click.option("--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable.")
+@click.option(
+    "-O",
+    "level",
+    type=click.IntRange(0, 3),
+    default=2,
+    show_default=True,
+    help="Pipeline whose earlier passes run first; 0 for none.",
+)
+@click.option(
+    "--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable."
+)
 @click.option("--limit", default=10, show_default=True, help="Sites to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @common.input_options
-def command(model: str, pass_text: str, target: str | None, level: int, load_files: tuple[str, ...], limit: int, as_json: bool, **shapes: Any) -> None:
+def command(
+    model: str,
+    pass_text: str,
+    target: str | None,
+    level: int,
+    load_files: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+    **shapes: Any,
+) -> None:
     """Say where PASS applies to MODEL, where it does not, and why."""
     import tempfile
     from pathlib import Path
@@ -49,4 +67,6 @@ def command(model: str, pass_text: str, target: str | None, level: int, load_fil
     if not result.applied and not result.missed:
         print("  nothing in the model matches" if result.nearest is None else "")
     if result.nearest is not None:
-        print(f"  nearest: {result.nearest.site} ({result.nearest.op}), {result.nearest_depth} nodes matched: {result.nearest.reason}")
+        print(
+            f"  nearest: {result.nearest.site} ({result.nearest.op}), {result.nearest_depth} nodes matched: {result.nearest.reason}"
+        )

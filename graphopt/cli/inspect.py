@@ -34,10 +34,17 @@ def command(model: str | None, model_option: str | None, target: str | None, as_
 
 def _lines(report: dict[str, Any]) -> list[str]:
     default = "ai.onnx"
-    lines = [f"nodes        {report['nodes']}", f"opsets       {', '.join(f'{domain or default} {version}' for domain, version in report['opsets'].items())}"]
+    lines = [
+        f"nodes        {report['nodes']}",
+        f"opsets       {', '.join(f'{domain or default} {version}' for domain, version in report['opsets'].items())}",
+    ]
     for kind in ("inputs", "outputs"):
         for row in report[kind]:
-            dims = "unknown rank" if row["shape"] is None else "[" + ", ".join("?" if d is None else str(d) for d in row["shape"]) + "]"
+            dims = (
+                "unknown rank"
+                if row["shape"] is None
+                else "[" + ", ".join("?" if d is None else str(d) for d in row["shape"]) + "]"
+            )
             lines.append(f"{kind[:-1]:12} {row['name']}: {row['type']} {dims}")
     lines.append(f"MACs         {_number(report['macs'], report['known_macs'], report['unknown_cost'])}")
     lines.append(f"parameters   {report['parameter_bytes']} bytes")
@@ -46,16 +53,26 @@ def _lines(report: dict[str, Any]) -> list[str]:
     lines.append("ops          " + ", ".join(f"{op} {count}" for op, count in report["ops"].items()))
     first = report["shape_inference"]["first"]
     if first is not None:
-        lines.append(f"shapes       blocked at {report['shape_inference']['blocked']} nodes, first {first['site']} ({first['op']}): {first['reason']}")
+        lines.append(
+            f"shapes       blocked at {report['shape_inference']['blocked']} nodes, first {first['site']} ({first['op']}): {first['reason']}"
+        )
     if report["opaque_domains"]:
         lines.append(f"opaque       {', '.join(report['opaque_domains'])}: custom domains are never matched or folded")
     if report["optimized_by"]:
         lines.append("optimized by " + ", ".join(f"{name} {count}" for name, count in report["optimized_by"].items()))
     if "unsupported" in report:
-        lines.append(f"{report['target']} lacks {len(report['unsupported'])} nodes" if report["unsupported"] else f"{report['target']} has kernels for all nodes")
+        lines.append(
+            f"{report['target']} lacks {len(report['unsupported'])} nodes"
+            if report["unsupported"]
+            else f"{report['target']} has kernels for all nodes"
+        )
         lines.extend(f"  {row['op']} {row['site']}: {row['reason']}" for row in report["unsupported"][:20])
     return lines
 
 
 def _number(total: int | None, known: int, unknown: int) -> str:
-    return f"{total:,}" if total is not None else f"at least {known:,} ({unknown} nodes of unknown size; bind the dims with --dim)"
+    return (
+        f"{total:,}"
+        if total is not None
+        else f"at least {known:,} ({unknown} nodes of unknown size; bind the dims with --dim)"
+    )

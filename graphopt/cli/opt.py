@@ -12,7 +12,9 @@ from graphopt.cli import common, report
 
 @click.command("opt")
 @common.model_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The .onnx file to write; without it nothing is written.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The .onnx file to write; without it nothing is written."
+)
 @click.option("--target", help="Emit this target's own ops too; without it standard ONNX ops only.")
 @common.pipeline_options
 def command(model: str | None, model_option: str | None, output: Path | None, target: str | None, **flags: Any) -> None:

@@ -12,8 +12,12 @@ from graphopt.cli.common import emit, say
 
 @click.command("passes")
 @click.argument("name", required=False)
-@click.option("--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable.")
-@click.option("--pipeline", "pipeline", metavar="TEXT", help="Print the canonical form of a pipeline, named ones expanded.")
+@click.option(
+    "--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable."
+)
+@click.option(
+    "--pipeline", "pipeline", metavar="TEXT", help="Print the canonical form of a pipeline, named ones expanded."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def command(name: str | None, load_files: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
     """List all passes by stage, or show NAME with its options."""
@@ -47,7 +51,11 @@ def command(name: str | None, load_files: tuple[str, ...], pipeline: str | None,
 
 def _row(cls: Any) -> dict[str, Any]:
     options = [
-        {"name": field.name, "type": str(field.type), "default": None if field.default is dataclasses.MISSING else field.default}
+        {
+            "name": field.name,
+            "type": str(field.type),
+            "default": None if field.default is dataclasses.MISSING else field.default,
+        }
         for field in dataclasses.fields(cls)
     ]
     return {

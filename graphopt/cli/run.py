@@ -14,12 +14,25 @@ from graphopt.cli.common import emit, say
 @click.command("run")
 @common.model_argument
 @click.option("--target", help="How to run a plain model (default cpu); an artifact knows its own.")
-@click.option("--data", type=click.Path(path_type=Path), help="Feeds: .npz, .npy or a folder of .npy/.pb; without it legal ones are made.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Feeds: .npz, .npy or a folder of .npy/.pb; without it legal ones are made.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of made feeds.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs as .npz.")
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def command(model: str | None, model_option: str | None, target: str | None, data: Path | None, seed: int, output: Path | None, as_json: bool, **shapes: Any) -> None:
+def command(
+    model: str | None,
+    model_option: str | None,
+    target: str | None,
+    data: Path | None,
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+    **shapes: Any,
+) -> None:
     """Run MODEL (a file or an artifact) once and describe or save its outputs."""
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for, runnable
@@ -38,7 +51,10 @@ def command(model: str | None, model_option: str | None, target: str | None, dat
         emit({"inputs": [_row(name, value) for name, value in feeds.items()], "outputs": rows})
         return
     for row in rows:
-        print(f"{row['name']}: {row['type']}{row['shape']}" + (f" min {row['min']:.6g} mean {row['mean']:.6g} max {row['max']:.6g}" if "min" in row else ""))
+        print(
+            f"{row['name']}: {row['type']}{row['shape']}"
+            + (f" min {row['min']:.6g} mean {row['mean']:.6g} max {row['max']:.6g}" if "min" in row else "")
+        )
 
 
 def _row(name: str, value: Any) -> dict[str, Any]:
@@ -60,7 +76,9 @@ def _save(path: Path, outputs: dict[str, Any]) -> None:
 
     from graphopt.errors import GraphoptError
 
-    arrays = {name: value for name, value in outputs.items() if isinstance(value, np.ndarray) and value.dtype.kind != "O"}
+    arrays = {
+        name: value for name, value in outputs.items() if isinstance(value, np.ndarray) and value.dtype.kind != "O"
+    }
     left_out = sorted(set(outputs) - set(arrays))
     if left_out:
         say(f"graphopt: .npz cannot hold these outputs, left out: {', '.join(left_out)}")

@@ -13,8 +13,16 @@ from graphopt.cli.common import emit
 @click.command("verify")
 @click.argument("a")
 @click.argument("b", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="Feeds: .npz, .npy or a folder; without it legal ones are made.")
-@click.option("--tolerance", type=click.Choice(["exact", "reassociates"]), default="reassociates", show_default=True, help="Class of allowed difference between A and B.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Feeds: .npz, .npy or a folder; without it legal ones are made."
+)
+@click.option(
+    "--tolerance",
+    type=click.Choice(["exact", "reassociates"]),
+    default="reassociates",
+    show_default=True,
+    help="Class of allowed difference between A and B.",
+)
 @click.option("--require-numerics", is_flag=True, help="Fail when the numbers could not be checked.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def command(a: str, b: str | None, data: Path | None, tolerance: Any, require_numerics: bool, as_json: bool) -> None:
@@ -27,9 +35,14 @@ def command(a: str, b: str | None, data: Path | None, tolerance: Any, require_nu
         emit({"checks": rows, "passed": not bad})
     else:
         for row in rows:
-            print(f"{row['status']:12} {row['check']:12} {row['subject']}" + (f": {row['reason']}" if row["reason"] else ""))
+            print(
+                f"{row['status']:12} {row['check']:12} {row['subject']}"
+                + (f": {row['reason']}" if row["reason"] else "")
+            )
             for error in row["details"].get("outputs", ()):
-                print(f"             {error['name']}: largest difference {float(error['max_abs']):.3g}, allowed {float(error['limit']):.3g} ({error['case']})")
+                print(
+                    f"             {error['name']}: largest difference {float(error['max_abs']):.3g}, allowed {float(error['limit']):.3g} ({error['case']})"
+                )
             for note in row["details"].get("notes", ()):
                 print(f"             note: {note}")
     if bad:

@@ -18,7 +18,9 @@ Source = Any
 """str or Path of a file, `package.module:function`, or an ir.Model."""
 
 
-def capture(source: Source, input_shapes: Mapping[str, Sequence[int | str]] | None = None, dims: Mapping[str, int] | None = None) -> tuple[ir.Model, Path | None]:
+def capture(
+    source: Source, input_shapes: Mapping[str, Sequence[int | str]] | None = None, dims: Mapping[str, int] | None = None
+) -> tuple[ir.Model, Path | None]:
     """Read a model and specialise its inputs where asked.
 
     Returns:
@@ -46,7 +48,9 @@ def _read(source: Source) -> tuple[ir.Model, Path | None]:
         from graphopt import ir
 
         if not isinstance(source, ir.Model):
-            raise GraphoptError(f"cannot read a model from {type(source).__name__}; give a path, an ir.Model, or use graphopt.from_torch")
+            raise GraphoptError(
+                f"cannot read a model from {type(source).__name__}; give a path, an ir.Model, or use graphopt.from_torch"
+            )
         return onnx.prepare(source, "the model"), None
     text = str(source)
     path = Path(source)

@@ -12,8 +12,6 @@ from graphopt.errors import PassError
 from graphopt.ir import optable
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from graphopt import ir
     from graphopt.ir.rewriter import Rewriter
 

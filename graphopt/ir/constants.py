@@ -94,6 +94,8 @@ def model_bytes(model: ir.Model) -> int:
     total = 0
     for scope in scopes(model):
         tensors = [value.const_value for value in scope.graph.initializers.values()]
-        tensors += [const_tensor(node.outputs[0]) for node in scope.graph if node.op_type == "Constant" and node.domain == ""]
+        tensors += [
+            const_tensor(node.outputs[0]) for node in scope.graph if node.op_type == "Constant" and node.domain == ""
+        ]
         total += sum(nbytes(tensor) for tensor in tensors if tensor is not None)
     return total

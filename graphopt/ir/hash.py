@@ -74,7 +74,9 @@ def _operand(digest: Any, value: ir.Value | None, label: dict[int, str]) -> str:
         return "-"
     known = label.get(id(value))
     if known is None:
-        known = label[id(value)] = f"c:{tensor_digest(value.const_value)}" if value.const_value is not None else f"?{value.name}"
+        known = label[id(value)] = (
+            f"c:{tensor_digest(value.const_value)}" if value.const_value is not None else f"?{value.name}"
+        )
     return known
 
 

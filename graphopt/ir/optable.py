@@ -13,7 +13,9 @@ from typing import Any
 
 _FILE = Path(__file__).with_name("optable.json")
 # Ops whose result differs from run to run: never folded, merged or duplicated.
-RANDOM_OPS = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 # Quantize/dequantize ops: passes of this package that do not deal in quantization leave these and their groups alone.
 QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 

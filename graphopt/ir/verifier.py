@@ -73,7 +73,9 @@ class _Verifier:
         if version is not None and not 1 <= version <= optable.newest_opset():
             raise VerificationError(f"the model uses opset {version}; known are 1 to {optable.newest_opset()}")
 
-    def _graph(self, graph: ir.Graph, outer: set[int], outer_names: set[str], path: str, imports: dict[str, int]) -> None:
+    def _graph(
+        self, graph: ir.Graph, outer: set[int], outer_names: set[str], path: str, imports: dict[str, int]
+    ) -> None:
         visible = set(outer)
         names: set[str] = set()
 
@@ -81,7 +83,9 @@ class _Verifier:
             if not value.name:
                 raise VerificationError(f"{what} in graph {path or 'main'!r} has no name")
             if value.name in names or value.name in outer_names:
-                raise VerificationError(f"value name {value.name!r} is defined twice (second: {what} in graph {path or 'main'!r})")
+                raise VerificationError(
+                    f"value name {value.name!r} is defined twice (second: {what} in graph {path or 'main'!r})"
+                )
             names.add(value.name)
             visible.add(id(value))
 
@@ -109,14 +113,18 @@ class _Verifier:
             if id(value) not in visible:
                 raise VerificationError(f"output {value.name!r} of graph {path or 'main'!r} is not made in it")
             if path and id(value) in outer:
-                raise VerificationError(f"output {value.name!r} of subgraph {path!r} is an outer value: it needs an Identity")
+                raise VerificationError(
+                    f"output {value.name!r} of subgraph {path!r} is an outer value: it needs an Identity"
+                )
 
     def _node(self, node: ir.Node, visible: set[int], site: str, imports: dict[str, int]) -> None:
         for value in node.inputs:
             if value is not None and id(value) not in visible:
                 raise VerificationError(f"{node.op_type} {site!r} uses {value.name!r}, which is not made before it")
         if node.domain not in imports:
-            raise VerificationError(f"{node.op_type} {site!r} is of domain {node.domain!r}, which the model does not import")
+            raise VerificationError(
+                f"{node.op_type} {site!r} is of domain {node.domain!r}, which the model does not import"
+            )
         if node.domain not in self.known_domains or (node.domain, node.op_type, node.overload) in self.model.functions:
             return
         schema = optable.schema(node.domain, node.op_type, imports[node.domain])
@@ -129,10 +137,18 @@ class _Verifier:
     def _arity(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
         count = len(node.inputs)
         if count < schema.min_inputs or (0 <= schema.max_inputs < count):
-            wanted = str(schema.min_inputs) if schema.min_inputs == schema.max_inputs else f"{schema.min_inputs} to {schema.max_inputs}"
+            wanted = (
+                str(schema.min_inputs)
+                if schema.min_inputs == schema.max_inputs
+                else f"{schema.min_inputs} to {schema.max_inputs}"
+            )
             raise VerificationError(f"{node.op_type} {site!r} has {count} inputs, opset {schema.since}+ wants {wanted}")
         if 0 <= schema.max_outputs < len(node.outputs):
-            raise VerificationError(f"{node.op_type} {site!r} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible")
+            raise VerificationError(
+                f"{node.op_type} {site!r} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible"
+            )
         for name in node.attributes:
             if name not in schema.attributes:
-                raise VerificationError(f"{node.op_type} {site!r} has an attribute {name!r} that opset {schema.since}+ does not know")
+                raise VerificationError(
+                    f"{node.op_type} {site!r} has an attribute {name!r} that opset {schema.since}+ does not know"
+                )

@@ -94,7 +94,9 @@ class Context:
         """None when the op may be emitted: the target has a kernel, or no target is set and the op is standard."""
         version = self.model.opset_imports.get(domain, 1)
         if self.target is None:
-            return None if domain == "" else f"no target is set, so only standard ops are emitted, not {domain}::{op_type}"
+            return (
+                None if domain == "" else f"no target is set, so only standard ops are emitted, not {domain}::{op_type}"
+            )
         return self.target.supports(domain, op_type, version, dtype)
 
     def note(self, reason: str, node: ir.Node | None = None) -> None:

@@ -43,7 +43,9 @@ class Instruments:
     def show(self, model: ir.Model, item: Pass, number: int, changed: bool) -> None:
         """Print and dump the model where asked."""
         if self.shows(item, changed):
-            print(f"// IR after {item} ({'changed' if changed else 'unchanged'})\n{text.to_text(model)}", file=sys.stderr)
+            print(
+                f"// IR after {item} ({'changed' if changed else 'unchanged'})\n{text.to_text(model)}", file=sys.stderr
+            )
         if self.dump_dir is not None and (changed or not self.dump_changed_only):
             try:
                 self.dump_dir.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,10 @@ def _members(stage: str, level: int) -> list[Pass]:
     chosen = {
         name: cls
         for name, cls in registry.passes().items()
-        if cls.stage == stage and cls.level is not None and cls.level <= level and (level >= 2 or cls.tolerance == "exact")
+        if cls.stage == stage
+        and cls.level is not None
+        and cls.level <= level
+        and (level >= 2 or cls.tolerance == "exact")
     }
     return [chosen[name]() for name in _ordered(chosen)]
 

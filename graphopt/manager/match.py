@@ -151,13 +151,18 @@ class Match:
         """The node that makes the value, when it is one of the ops and stands in the root's graph."""
         node = value.producer() if value is not None else None
         if node is None or node.domain != "" or node.op_type not in op_types or node.graph is not self.root.graph:
-            raise NoMatch(f"{_name(value)} is made by {node.op_type if node else 'no node'}, not {' or '.join(op_types)}")
+            raise NoMatch(
+                f"{_name(value)} is made by {node.op_type if node else 'no node'}, not {' or '.join(op_types)}"
+            )
         return node
 
     def sole_use(self, value: ir.Value) -> None:
         """Raise unless the value has exactly one use and is no graph output."""
         if len(value.uses()) != 1 or value.is_graph_output():
-            raise NoMatch(f"multiple-uses: {_name(value)} has {len(value.uses())} uses" + (" and is an output" if value.is_graph_output() else ""))
+            raise NoMatch(
+                f"multiple-uses: {_name(value)} has {len(value.uses())} uses"
+                + (" and is an output" if value.is_graph_output() else "")
+            )
 
     def opset(self, domain: str = "") -> int:
         return self.ctx.rewriter.opset(domain, self.root)

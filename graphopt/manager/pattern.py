@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.worklist import Replacement
 
-COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
+COMMUTATIVE = frozenset(
+    {"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,9 @@ class PatternBuilder:
         names = frozenset([ops] if isinstance(ops, str) else ops)
         for name in names:
             if name not in optable.op_names(_domain):
-                raise PassError(f"a pattern names the op {name!r}, unknown in domain {_domain or 'ai.onnx'!r}{did_you_mean(name, optable.op_names(_domain))}")
+                raise PassError(
+                    f"a pattern names the op {name!r}, unknown in domain {_domain or 'ai.onnx'!r}{did_you_mean(name, optable.op_names(_domain))}"
+                )
         return Call(names, _domain, inputs, tuple(sorted(attributes.items())), _as, _shared, _prefix)
 
     def one_of(self, *choices: Any) -> OneOf:
@@ -203,8 +207,14 @@ class Matcher:
                 self._fail(b, f"{node.op_type} {node.name!r} does not have {name}={wanted}", True)
                 return None
         inputs = list(node.inputs)
-        if len(inputs) > len(call.inputs) and not call.prefix and any(v is not None for v in inputs[len(call.inputs) :]):
-            self._fail(b, f"{node.op_type} {node.name!r} has {len(inputs)} inputs, the pattern {len(call.inputs)}", True)
+        if (
+            len(inputs) > len(call.inputs)
+            and not call.prefix
+            and any(v is not None for v in inputs[len(call.inputs) :])
+        ):
+            self._fail(
+                b, f"{node.op_type} {node.name!r} has {len(inputs)} inputs, the pattern {len(call.inputs)}", True
+            )
             return None
         inputs = (inputs + [None] * len(call.inputs))[: len(call.inputs)]
         b.nodes[id(call)] = node

@@ -52,7 +52,9 @@ class Pipeline:
         for name in names:
             registry.get(name)
             if name not in there:
-                raise GraphoptError(f"--disable-pass {name}: the pipeline has no such pass; it has: {', '.join(sorted(there))}")
+                raise GraphoptError(
+                    f"--disable-pass {name}: the pipeline has no such pass; it has: {', '.join(sorted(there))}"
+                )
         return Pipeline(_without(self.items, frozenset(names)))
 
 
@@ -142,7 +144,9 @@ def load_recipe(path: str | Path) -> Pipeline:
         raise GraphoptError(f"recipe {path}: not TOML: {error}") from None
     unknown = set(data) - {"pass"}
     if unknown or not isinstance(data.get("pass"), list):
-        raise GraphoptError(f"recipe {path}: wants only [[pass]] tables" + (f", found {sorted(unknown)[0]!r}" if unknown else ""))
+        raise GraphoptError(
+            f"recipe {path}: wants only [[pass]] tables" + (f", found {sorted(unknown)[0]!r}" if unknown else "")
+        )
     return Pipeline(tuple(item for table in data["pass"] for item in _from_table(table, path)))
 
 

@@ -25,7 +25,11 @@ _loaded: dict[str, type[Pass]] = {}
 
 def _walk(package: str) -> list[ModuleType]:
     root = importlib.import_module(package)
-    names = [info.name for info in pkgutil.walk_packages(root.__path__, f"{package}.") if not info.name.rsplit(".", 1)[-1].startswith(("_", "make_", "worker"))]
+    names = [
+        info.name
+        for info in pkgutil.walk_packages(root.__path__, f"{package}.")
+        if not info.name.rsplit(".", 1)[-1].startswith(("_", "make_", "worker"))
+    ]
     return [importlib.import_module(name) for name in sorted(names)]
 
 
@@ -39,7 +43,9 @@ def _builtin() -> dict[str, type[Pass]]:
     for module in _walk("graphopt.passes"):
         for cls in _classes(module):
             if cls.name in table:
-                raise GraphoptError(f"two passes are called {cls.name!r}: {table[cls.name].__module__} and {cls.__module__}")
+                raise GraphoptError(
+                    f"two passes are called {cls.name!r}: {table[cls.name].__module__} and {cls.__module__}"
+                )
             table[cls.name] = cls
     return table
 
@@ -91,7 +97,9 @@ def make(spec: Spec) -> Pass:
 def register(cls: type[Pass]) -> type[Pass]:
     """Make a pass class known by its name in this process; usable as a decorator."""
     if not is_concrete(cls):
-        raise GraphoptError(f"{getattr(cls, '__name__', cls)!r} is not a pass: it needs a `name` and all methods of its base")
+        raise GraphoptError(
+            f"{getattr(cls, '__name__', cls)!r} is not a pass: it needs a `name` and all methods of its base"
+        )
     _loaded[cls.name] = cls
     return cls
 
@@ -127,7 +135,11 @@ def targets() -> dict[str, Any]:
     table: dict[str, Any] = {}
     for module in _walk("graphopt.targets"):
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            if issubclass(cls, Target) and cls.__module__ == module.__name__ and isinstance(cls.__dict__.get("name"), str):
+            if (
+                issubclass(cls, Target)
+                and cls.__module__ == module.__name__
+                and isinstance(cls.__dict__.get("name"), str)
+            ):
                 table[cls.name] = cls
     for entry in importlib.metadata.entry_points(group="graphopt.targets"):
         table.setdefault(entry.name, entry.load())

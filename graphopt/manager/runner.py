@@ -58,7 +58,13 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def run(model: ir.Model, pipeline: Pipeline, ctx: Context, instruments: Instruments | None = None, require_effect: bool = False) -> RunResult:
+def run(
+    model: ir.Model,
+    pipeline: Pipeline,
+    ctx: Context,
+    instruments: Instruments | None = None,
+    require_effect: bool = False,
+) -> RunResult:
     """Run the pipeline on the model, in place.
 
     Args:
@@ -140,12 +146,18 @@ class _Run:
             applied = rewriter.changes - before
             self.timings.records.append(PassRecord(str(item), item.name, time.perf_counter() - start, applied, 0))
         if guarded and not applied and ir_hash.fingerprint(self.model) != was:
-            raise PassError(f"pass {item.name!r} changed the model without the rewriter; mutate through ctx.rewriter only")
+            raise PassError(
+                f"pass {item.name!r} changed the model without the rewriter; mutate through ctx.rewriter only"
+            )
         self._after(item, applied)
 
     def _after(self, item: Pass, applied: int) -> None:
         record = self.timings.records[-1]
-        record.nodes = sites.count_nodes(self.model) if applied else (self.timings.records[-2].nodes if len(self.timings.records) > 1 else sites.count_nodes(self.model))
+        record.nodes = (
+            sites.count_nodes(self.model)
+            if applied
+            else (self.timings.records[-2].nodes if len(self.timings.records) > 1 else sites.count_nodes(self.model))
+        )
         if applied:
             if self.instruments.verify == "each":
                 self._verify(item)

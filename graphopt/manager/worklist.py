@@ -95,7 +95,9 @@ def drive(rule: NodePass, ctx: Context) -> int:
                     continue
                 _attempt(rule, ctx, node)
                 if rewriter.changes - start > cap:
-                    raise PassError(f"pass {rule.name!r} was applied {cap} times without coming to an end: it undoes itself")
+                    raise PassError(
+                        f"pass {rule.name!r} was applied {cap} times without coming to an end: it undoes itself"
+                    )
             if rewriter.changes == before:
                 return rewriter.changes - start
     finally:
@@ -126,5 +128,3 @@ def _refuse_quantized(match: Match) -> None:
     for node in (match.root, *match.interior):
         if node.op_type in QUANTIZED_OPS:
             raise NoMatch(f"{node.op_type} nodes are left as they are")
-
-
