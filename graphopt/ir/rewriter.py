@@ -171,7 +171,7 @@ class Rewriter:
             self._import_domains(root, nodes)
         for old, value in zip(root.outputs, new, strict=True):
             if value is not None:
-                self._forward(old, value, graph, fresh=id(value.producer()) in made)
+                self._forward(old, value, fresh=id(value.producer()) in made)
         # Erase upwards first, so that a name freed by an old node can go to the new one that stands for it.
         inputs = [value for node in old_nodes for value in node.inputs if value is not None]
         for node in old_nodes:
@@ -198,9 +198,7 @@ class Rewriter:
     def merge(self, old: ir.Value, new: ir.Value, at: ir.Node) -> None:
         """Let every use of `old` use `new`, which holds the same content (cse); counts as one rewrite at `at`."""
         self.count(at)
-        graph = at.graph
-        assert graph is not None
-        self._forward(old, new, graph, fresh=False)
+        self._forward(old, new, fresh=False)
 
     def drop_initializer(self, graph: ir.Graph, name: str) -> None:
         """Remove an initializer that nothing uses; counts as one rewrite.
@@ -286,7 +284,7 @@ class Rewriter:
             if old.shape is not None and value.shape is not None and _contradict(old.shape, value.shape):
                 raise NoMatch(f"would change the shape of {old.name!r} from {old.shape} to {value.shape}")
 
-    def _forward(self, old: ir.Value, new: ir.Value, graph: ir.Graph, *, fresh: bool) -> None:
+    def _forward(self, old: ir.Value, new: ir.Value, *, fresh: bool) -> None:
         """Move uses, output slots, name, type and shape from `old` to `new`."""
         if new.type is None:
             new.type = old.type
@@ -295,7 +293,8 @@ class Rewriter:
             new.shape = old.shape
         users = [use.node for use in old.uses()]
         if old.is_graph_output():
-            new = self._take_output(old, new, graph)
+            # The other users take `new` itself: an Identity for the output stands at the end, behind them.
+            self._take_output(old, new)
         elif fresh and old.name and not new.is_graph_output():
             name, old.name = old.name, self.fresh_name(f"{old.name}_old")
             self._names.discard(new.name or "")
@@ -304,7 +303,7 @@ class Rewriter:
         for user in users:
             self._touch(user)
 
-    def _take_output(self, old: ir.Value, new: ir.Value, graph: ir.Graph) -> ir.Value:
+    def _take_output(self, old: ir.Value, new: ir.Value) -> None:
         owner = old.graph
         assert owner is not None
         producer = new.producer()
@@ -321,7 +320,6 @@ class Rewriter:
         # The interface is ABI: the declared type and dims stay, an unknown rank too.
         new.type = declared_type or new.type
         new.shape = declared_shape
-        return new
 
     def _adopt(self, node: ir.Node, anchor: ir.Node, old_nodes: Sequence[ir.Node]) -> None:
         node.name = self._fresh(f"{anchor.name}_{node.op_type}" if anchor.name else node.op_type, self._node_names)
