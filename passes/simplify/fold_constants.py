@@ -120,7 +120,7 @@ def _has_place(node: ir.Node, ctx: Context) -> bool:
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
         return False  # what an output needs that is constant
     for output in node.outputs:
-        if not is_foldable_type(output) or ctx.shapes.static(output) is None:
+        if not is_foldable_type(output) or output.shape is None or ctx.shapes.static(output) is None:
             return False
         if any(use.node.op_type in QUANTIZED_OPS for use in output.uses()):
             return False
