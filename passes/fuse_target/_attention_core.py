@@ -34,6 +34,14 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Size:
+    """An axis of a value that stays in the graph."""
+
+    value: ir.Value
+    axis: int
+
+
+@dataclass(frozen=True)
 class Core:
     """One attention core.
 
@@ -122,9 +130,10 @@ def _scores(m: Match, value: ir.Value, dims: tuple[Any, ...]) -> tuple[ir.Node, 
         if node.op_type == "MatMul":
             return node, scale, tuple(masks)
         if node.op_type in ("Mul", "Div"):
-            m.require(not masks, "the scores are scaled after the mask was added")
             value, factor = _scalar_factor(m, node)
             scale *= factor
+        elif node.op_type in ("Add", "Where") and scale != 1.0:
+            raise NoMatch("the scores are scaled after the mask was added")
         elif node.op_type == "Add":
             value, mask = _added(m, node, dims)
             masks.append(mask)
@@ -188,8 +197,13 @@ def _require_broadcast(m: Match, mask: ir.Value, dims: tuple[Any, ...]) -> None:
         m.require(have == 1 or m.equal(have, want), f"mask dim {have} may not be the scores' {want}")
 
 
-def build_bias(op: Builder, m: Match, core: Core) -> ir.Value | None:
+def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size) -> ir.Value | None:
     """All masks as one bias of shape [batch or 1, heads or 1, positions, key positions]; None where nothing is masked.
+
+    Args:
+        op, m: the builder and the match.
+        core: what was found.
+        rows, columns: an axis that has the size of the positions, and of the key positions.
 
     Raises:
         NoMatch: rows may be masked entirely by -inf, which the softmax turns into NaN and the graph into 0.
@@ -197,16 +211,14 @@ def build_bias(op: Builder, m: Match, core: Core) -> ir.Value | None:
     masks = [mask for mask in core.masks if not _is_neutral(m, mask)]
     if not masks:
         return None
-    if core.zeroes_nan:
-        m.require(
-            all(_is_finite(mask) for mask in masks), "a row may be masked with -inf as a whole, and NaN becomes 0 there"
-        )
+    finite = not core.zeroes_nan or all(_is_finite(mask) for mask in masks)
+    m.require(finite, "a row may be masked with -inf as a whole, and NaN becomes 0 there")
     total: ir.Value | None = None
     for mask in masks:
         bias = mask.bias if mask.bias is not None else _as_bias(op, mask, core)
         total = bias if total is None else op.Add(total, bias)
     assert total is not None
-    return _filled_out(op, m, total, core)
+    return _filled_out(op, m, total, core, rows, columns)
 
 
 def _as_bias(op: Builder, mask: Mask, core: Core) -> ir.Value:
@@ -220,30 +232,25 @@ def _as_bias(op: Builder, mask: Mask, core: Core) -> ir.Value:
     return op.Where(mask.keep, *choices)
 
 
-def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core) -> ir.Value:
+def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core, rows: Size, columns: Size) -> ir.Value:
     """The bias with rank 4 and full last two axes, as the kernels want it."""
     rank = m.rank(bias)
     if len(core.dims) == 3:
         m.require(rank < 3 or m.dims(bias)[0] == 1, "the mask differs between heads that share an axis with the batch")
     dims = (1,) * (4 - rank) + m.dims(bias)
-    full = all(m.equal(have, want) for have, want in zip(dims[-2:], core.dims[-2:], strict=True))
-    m.require((full and rank == 4) or m.opset() >= 15, "the mask would have to be expanded with ops of opset 15")
+    full = [m.equal(have, want) for have, want in zip(dims[-2:], core.dims[-2:], strict=True)]
+    m.require((all(full) and rank == 4) or m.opset() >= 15, "the mask would have to be expanded with ops of opset 15")
     if rank < 4:
         bias = op.Unsqueeze(bias, list(range(4 - rank)))
-    if full:
+    if all(full):
         return bias
-    sizes = [1, 1, *(_size_of(op, m, core, axis) for axis in (-2, -1))]
-    return op.Expand(bias, op.Concat(*(op.const([1]) if size == 1 else size for size in sizes), axis=0))
-
-
-def _size_of(op: Builder, m: Match, core: Core, axis: int) -> Any:
-    """The size of one of the last two axes of the scores, as a tensor of shape [1]."""
-    size = core.dims[axis]
-    if isinstance(size, int):
-        return op.const([size])
-    operand, letter = (core.query[0].value, -2) if axis == -2 else (core.key[0].value, -1)
-    position = m.rank(operand) + letter
-    return op.Shape(operand, start=position, end=position + 1)
+    sizes: list[Any] = [op.const([1])] * 2
+    for known, size, source in zip(full, core.dims[-2:], (rows, columns), strict=True):
+        if known or isinstance(size, int):
+            sizes.append(op.const([1 if known else size]))
+        else:
+            sizes.append(op.Shape(source.value, start=source.axis, end=source.axis + 1))
+    return op.Expand(bias, op.Concat(*sizes, axis=0))
 
 
 def _is_neutral(m: Match, mask: Mask) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.ir.builder import NoMatch
-from graphopt.passes.fuse_target._attention_core import Core, build_bias
+from graphopt.passes.fuse_target._attention_core import Core, Size, build_bias
 from graphopt.passes.fuse_target._projections import Projection, find_projection
 
 if TYPE_CHECKING:
@@ -34,21 +34,22 @@ def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
     Raises:
         NoMatch: no fused op takes these operands.
     """
-    bias = build_bias(op, m, core)
     packed = _packed(m, core, heads)
     if packed is not None:
-        return _attention(op, m, core, heads, packed, bias)
+        source = Size(packed[0][1].source, 1)
+        return _attention(op, m, core, heads, packed, build_bias(op, m, core, source, source))
     query = _query(op, m, core, heads)
+    rows = Size(query.value, 1)
     key = _pick(core.key, "B", "T", f"{core.heads}D")
     value = _pick(core.value, "B", "T", f"{core.heads}V", unscaled=True)
     if key is not None and value is not None:
-        if not key.repeated and not value.repeated:
-            return _multi_head(op, m, core, heads, query, key, value, bias)
-        if _groups(m, core, heads, key, value):
-            return _group_query(op, m, core, heads, query, key, value, bias)
-    return _multi_head(
-        op, m, core, heads, query, _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V"), bias
-    )
+        alike = not key.repeated and not value.repeated
+        if alike or _groups(m, core, heads, key, value):
+            bias = build_bias(op, m, core, rows, Size(key.value, 1))
+            make = _multi_head if alike else _group_query
+            return make(op, m, core, heads, query, key, value, bias)
+    key, value = _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V")
+    return _multi_head(op, m, core, heads, query, key, value, build_bias(op, m, core, rows, Size(key.value, 2)))
 
 
 def _pick(views: Sequence[View], *layout: str, unscaled: bool = False) -> View | None:

@@ -128,7 +128,11 @@ def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tupl
     first, skip, bias = _take_bias(m, first, skip)
     parameters = [scale, norm.bias, bias] if norm.centred else [scale, bias]
     made = op.node(name, first, skip, *parameters, _domain=MS, _outputs=outputs, epsilon=_float32(norm.epsilon))
-    return made if outputs > 1 else (made,)
+    if outputs == 1:
+        return (made,)
+    for unused in made[1:3]:  # mean and deviation: absent
+        unused.name = ""
+    return made
 
 
 def _ordered(m: Match, first: ir.Value, skip: ir.Value, norm: Norm) -> tuple[ir.Value, ir.Value]:
