@@ -25,33 +25,43 @@ if TYPE_CHECKING:
 # The oldest IR version that knows an opset.
 _IR_VERSIONS = ((23, 11), (21, 10), (19, 9), (15, 8), (12, 7), (11, 6), (10, 5), (9, 4))
 
+# Ops whose kernel in ONNX Runtime gives other last bits from this version on (docs/dev/facts.md).
+_ROUNDED_ANEW = {"AveragePool": 19}
+
 
 @dataclass(frozen=True)
 class ConvertOpset(Pass):
-    """Write the model in standard opset `to` (7 to 23) when it comes in an older one."""
+    """Write the model in a newer standard opset: `to` (7 to 23), or the working opset as far as no bit changes.
+
+    Options:
+        to: the opset; none: the newest one up to the working opset in which ONNX Runtime computes the same bits.
+    """
 
     name: ClassVar[str] = "convert-opset"
     stage: ClassVar[str] = "capture"
     level: ClassVar[int | None] = 1
     after: ClassVar[tuple[str, ...]] = ("bind-dims", "inline-functions")
     needs: ClassVar[tuple[str, ...]] = ()
-    to: int = WORKING_OPSET
+    to: int | None = None
 
     def check(self) -> None:
-        if not 7 <= self.to <= NEWEST:
+        if self.to is not None and not 7 <= self.to <= NEWEST:
             raise GraphoptError(f"pass 'convert-opset': to={self.to} is not an opset between 7 and {NEWEST}")
 
     def run(self, model: ir.Model, ctx: Context) -> None:
         have = model.opset_imports.get("")
-        if have is None or have > self.to:
-            if have is not None:
-                ctx.note(f"the model has opset {have}; conversion goes to newer opsets only, not to {self.to}")
+        if have is None:
+            return
+        to = self.to if self.to is not None else _newest_exact(model, ctx, have)
+        if have > to:
+            if self.to is not None:
+                ctx.note(f"the model has opset {have}; conversion goes to newer opsets only, not to {to}")
             return
         edits: list[Edit] = []
         refused = 0
-        for node, version in _standard_nodes(model, self.to):
+        for node, version in _standard_nodes(model, to):
             try:
-                edit = plan(ctx, node, version, self.to)
+                edit = plan(ctx, node, version, to)
             except NoMatch as reason:
                 refused += 1
                 ctx.remarks.missed(self.name, ctx.rewriter.site(node), node.op_type, str(reason))
@@ -59,13 +69,13 @@ class ConvertOpset(Pass):
             if edit is not None:
                 edits.append(edit)
         if refused:
-            ctx.note(f"the model stays in opset {have}: {refused} of its nodes are not known to convert to opset {self.to}")
+            ctx.note(f"the model stays in opset {have}: {refused} of its nodes are not known to convert to opset {to}")
             return
-        ir_version = max(model.ir_version or 0, next((ir for opset, ir in _IR_VERSIONS if self.to >= opset), 3))
-        if have < self.to or ir_version != model.ir_version or edits:
-            self._apply(model, ctx, edits, ir_version)
+        ir_version = max(model.ir_version or 0, next((ir for opset, ir in _IR_VERSIONS if to >= opset), 3))
+        if have < to or ir_version != model.ir_version or edits:
+            self._apply(model, ctx, edits, to, ir_version)
 
-    def _apply(self, model: ir.Model, ctx: Context, edits: list[Edit], ir_version: int) -> None:
+    def _apply(self, model: ir.Model, ctx: Context, edits: list[Edit], to: int, ir_version: int) -> None:
         # One rewrite: a model half way between two opsets is none.
         ctx.rewriter.count_model()
         before = model.opset_imports[""]
@@ -74,14 +84,24 @@ class ConvertOpset(Pass):
             for action in edit.actions:
                 action()
             ctx.remarks.applied(self.name, site, op, f"opset {edit.have} -> {edit.to}")
-        model.opset_imports[""] = self.to
+        model.opset_imports[""] = to
         for function in model.functions.values():
-            if function.opset_imports.get("", self.to) < self.to:
-                function.opset_imports[""] = self.to
+            if function.opset_imports.get("", to) < to:
+                function.opset_imports[""] = to
         model.ir_version = ir_version
         if ctx.rewriter.shapes is not None:
-            ctx.shapes.opsets[""] = self.to
-        ctx.note(f"opset {before} -> {self.to}, IR version {ir_version}")
+            ctx.shapes.opsets[""] = to
+        ctx.note(f"opset {before} -> {to}, IR version {ir_version}")
+
+
+def _newest_exact(model: ir.Model, ctx: Context, have: int) -> int:
+    """The working opset, or the one before an op on the way gets a kernel that rounds differently."""
+    to = WORKING_OPSET
+    for op_type, version in _ROUNDED_ANEW.items():
+        if have < version <= to and ctx.rewriter.index.of("", op_type):
+            to = version - 1
+            ctx.note(f"the model goes to opset {to} only: since {version} {op_type} rounds differently in ONNX Runtime")
+    return to
 
 
 def _standard_nodes(model: ir.Model, to: int) -> Iterator[tuple[ir.Node, int]]:
