@@ -6,6 +6,7 @@ Lives here: the grammar, the option types, canonical printing. Not here: what th
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 import types
@@ -132,9 +133,13 @@ def parse_spec(text: str) -> Spec:
 def build(cls: type[Any], spec: Spec, kind: str) -> Any:
     """Make a frozen dataclass from a spec, converting each option to its field's type.
 
+    A class with a `from_spec(spec)` of its own is asked to read the options itself.
+
     Raises:
         GraphoptError: unknown option (with the nearest one) or a value of the wrong type.
     """
+    if hasattr(cls, "from_spec"):
+        return cls.from_spec(spec)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     values: dict[str, Any] = {}
     for key, text in spec.options:
@@ -156,8 +161,8 @@ def build(cls: type[Any], spec: Spec, kind: str) -> Any:
 
 def _hint(cls: type[Any], field: str) -> Any:
     """The type of one field. Only its own annotation is evaluated: others may name what type checkers alone import."""
-    owner = next(base for base in cls.__mro__ if field in base.__dict__.get("__annotations__", {}))
-    alone = types.SimpleNamespace(__annotations__={field: owner.__dict__["__annotations__"][field]})
+    owner = next(base for base in cls.__mro__ if field in inspect.get_annotations(base))
+    alone = types.SimpleNamespace(__annotations__={field: inspect.get_annotations(owner)[field]})
     return typing.get_type_hints(alone, globalns=vars(sys.modules[owner.__module__]))[field]
 
 

@@ -248,6 +248,27 @@ class Rewriter:
         for node in nodes:
             self._register(node)
 
+    def splice(self, node: ir.Node, inner: ir.Graph, values: Sequence[ir.Value], made: Sequence[ir.Node] = ()) -> None:
+        """Put the nodes of `inner`, then `made`, in the place of `node`; counts as one rewrite.
+
+        Args:
+            node: An If, Loop or function call.
+            inner: The graph to open; nothing of it but its outputs may be used elsewhere.
+            values: What replaces each output of `node`: values of `inner`, of `made`, or visible ones.
+            made: Detached nodes that work on the outputs of `inner`.
+
+        Raises:
+            StopRewriting: the bisect limit is reached; nothing was changed.
+        """
+        self.count(node)
+        graph = node.graph
+        assert graph is not None
+        self.adopt_graph(inner, node)
+        self.insert_before(node, made)
+        for old, new in zip(node.outputs, values, strict=True):
+            self._forward(old, new, fresh=False)
+        self._erase_dead(node)
+
     def insert_before(self, anchor: ir.Node, nodes: Sequence[ir.Node]) -> None:
         """Insert detached nodes in front of `anchor` as part of a rewrite that the caller counted."""
         graph = anchor.graph
