@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     Factor = np.ndarray | None
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+ACTIVATIONS = (
+    "fuse-gelu",
+    "fuse-hard-sigmoid",
+    "fuse-hard-swish",
+    "fuse-layer-norm",
+    "fuse-instance-norm",
+    "fuse-swish",
+)
+"""Passes whose left side has scalar factors; they come before the rules that would fold those factors away."""
+
 SHARED_LIMIT = 1 << 20
 """A weight with other users is copied when folding; larger ones (bytes) would make the model grow and are refused."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._linear import fold, linear, per_channel, rounded
+from graphopt.passes.fuse._linear import ACTIVATIONS, fold, linear, per_channel, rounded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ class _Scale(NodePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
     ops: ClassVar[tuple[str, ...]] = ("Mul", "Div", "Neg")
+    after: ClassVar[tuple[str, ...]] = ACTIVATIONS
     linear_ops: ClassVar[frozenset[str]] = frozenset()
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
@@ -152,6 +153,7 @@ class FuseConvBias(NodePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
     ops: ClassVar[tuple[str, ...]] = ("Add", "Sub")
+    after: ClassVar[tuple[str, ...]] = ACTIVATIONS
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
         import numpy as np

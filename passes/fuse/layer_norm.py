@@ -48,7 +48,7 @@ class _Norm(NodePass):
             except NoMatch as miss:
                 reason = str(miss)
                 continue
-            more = ("Mul",) if scale is None and bias is None else ()
+            more: tuple[str, ...] = ("Mul",) if scale is None and bias is None else ()
             if self.has_bias and bias is None:
                 more += ("Add",)
             if _more_behind(m, node, more, found, axis):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphopt.manager.base import Tolerance
 from graphopt.manager.pattern import RewritePass
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._linear import rounded
+from graphopt.passes.fuse._linear import ACTIVATIONS, rounded
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -62,7 +62,7 @@ class FoldConstantChain(NodePass):
     tolerance: ClassVar[Tolerance] = "reassociates"
     ops: ClassVar[tuple[str, ...]] = ("Add", "Sub", "Mul", "Div")
     # Linear ops take the constants one by one, which keeps more of the model's structure.
-    after: ClassVar[tuple[str, ...]] = ("fuse-conv-scale", "fuse-conv-bias", "fuse-matmul-scale")
+    after: ClassVar[tuple[str, ...]] = (*ACTIVATIONS, "fuse-conv-scale", "fuse-conv-bias", "fuse-matmul-scale")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
         import numpy as np

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._linear import batch_norm_affine, copyable, linear, per_channel, rounded
+from graphopt.passes.fuse._linear import ACTIVATIONS, batch_norm_affine, copyable, linear, per_channel, rounded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ class _Before(NodePass):
     tolerance: ClassVar[Tolerance] = "reassociates"
     # A batch norm behind a linear op belongs to that one.
     after: ClassVar[tuple[str, ...]] = (
+        *ACTIVATIONS,
         "fuse-conv-bn",
         "fuse-gemm-bn",
         "fuse-matmul-bn",

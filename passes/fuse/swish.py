@@ -65,7 +65,10 @@ class FuseMish(RewritePass):
 
 @dataclass(frozen=True)
 class FuseSoftplus(RewritePass):
-    """Log(Exp(x) + 1) -> Softplus(x), which the standard defines so."""
+    """Log(Exp(x) + 1) -> Softplus(x), also Relu(x) + Log(Exp(-Abs(x)) + 1).
+
+    The standard defines Softplus so; the second form is the one that does not overflow.
+    """
 
     name: ClassVar[str] = "fuse-softplus"
     stage: ClassVar[str] = "fuse-portable"
@@ -73,9 +76,15 @@ class FuseSoftplus(RewritePass):
     tolerance: ClassVar[Tolerance] = "reassociates"
 
     def pattern(self, op: PatternBuilder, x: Any) -> Any:
-        return op.Log(op.Add(op.Exp(x), 1.0, _as="add"))
+        stable = op.Log(op.Add(op.Exp(op.Neg(op.Abs(x))), 1.0, _as="add"))
+        return [
+            op.Log(op.Add(op.Exp(x), 1.0, _as="add")),
+            op.Add(op.one_of(op.Relu(x), op.Max(x, 0.0)), stable),
+        ]
 
     def rewrite(self, op: Builder, m: Match, x: ir.Value) -> ir.Value:
+        small = m.root.op_type == "Log" and producer_is(m, x, "Neg") and producer_is(m, x.producer().inputs[0], "Abs")  # type: ignore[union-attr]
+        m.require(not small, "this is the correction in the form that does not overflow")
         m.require(m.same_shape(x, m["add"].outputs[0]), "the constant changes the rank")
         m.supports("Softplus", like=x)
         return op.Softplus(x)
@@ -128,9 +137,10 @@ class FuseLeakyRelu(NodePass):
 
 @dataclass(frozen=True)
 class FusePRelu(RewritePass):
-    """Relu(x) - slope * Relu(-x) -> PRelu(x, slope), also as Relu(x) + (-slope) * Relu(-x)."""
+    """Relu(x) - slope * Relu(-x) -> PRelu(x, slope), also Where(x > 0, x, slope * x)."""
 
     name: ClassVar[str] = "fuse-prelu"
+    after: ClassVar[tuple[str, ...]] = ("fuse-leaky-relu",)
     stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
@@ -143,9 +153,12 @@ class FusePRelu(RewritePass):
             op.Add(up, op.Mul(slope, op.Neg(down)), _as="sub"),
             op.Add(up, op.Neg(op.Mul(slope, down)), _as="sub"),
             op.Add(up, op.Mul(slope, down), _as="add"),
+            op.Where(op.node(("Greater", "GreaterOrEqual"), x, 0.0, _as="sign"), x, op.Mul(x, slope)),
         ]
 
     def rewrite(self, op: Builder, m: Match, x: ir.Value, slope: ir.Value) -> ir.Value:
+        m.require(m.is_float(x), "not of floats")
+        m.require(not m.has("sign") or m.same_shape(m["sign"].outputs[0], x), "the zero changes the rank")
         m.require(m.ctx.shapes.broadcasts_to(slope, x), "the slope does not broadcast to x")
         m.supports("PRelu", like=x)
         if m.has("add"):
