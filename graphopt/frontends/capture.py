@@ -19,7 +19,9 @@ Source = Any
 
 
 def capture(
-    source: Source, input_shapes: Mapping[str, Sequence[int | str]] | None = None, dims: Mapping[str, int] | None = None
+    source: Source,
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> tuple[ir.Model, Path | None]:
     """Read a model and specialise its inputs where asked.
 
@@ -49,7 +51,8 @@ def _read(source: Source) -> tuple[ir.Model, Path | None]:
 
         if not isinstance(source, ir.Model):
             raise GraphoptError(
-                f"cannot read a model from {type(source).__name__}; give a path, an ir.Model, or use graphopt.from_torch"
+                f"cannot read a model from {type(source).__name__}; "
+                "give a path, an ir.Model, or use graphopt.from_torch"
             )
         return onnx.prepare(source, "the model"), None
     text = str(source)

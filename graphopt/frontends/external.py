@@ -23,7 +23,7 @@ def resolve_external_data(model: ir.Model, path: Path) -> None:
     Raises:
         GraphoptError: absolute, outside, missing, or shorter than declared.
     """
-    import onnx_ir
+    from graphopt import ir
 
     roots = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
     for value, tensor in _external(model):
@@ -31,23 +31,23 @@ def resolve_external_data(model: ir.Model, path: Path) -> None:
         _check_length(tensor, real, path)
         # Checked here: an empty base folder with an absolute location skips the stricter rule of the library,
         # which refuses the links of package caches.
-        value.const_value = onnx_ir.ExternalTensor(
+        value.const_value = ir.ExternalTensor(
             real, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=""
         )
 
 
 def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
-    import onnx_ir
+    from graphopt import ir
 
     from graphopt.ir.sites import scopes
 
     for scope in scopes(model):
         for value in scope.graph.initializers.values():
-            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+            if isinstance(value.const_value, ir.ExternalTensor):
                 yield value, value.const_value
         for node in scope.graph:
             for attr in node.attributes.values():
-                if attr.type == onnx_ir.AttributeType.TENSOR and isinstance(attr.value, onnx_ir.ExternalTensor):
+                if attr.type == ir.AttributeType.TENSOR and isinstance(attr.value, ir.ExternalTensor):
                     raise GraphoptError(f"node {node.name!r}: attribute {attr.name!r} refers to external data; only initializers may")
 
 

@@ -97,7 +97,7 @@ def _look(data: bytes) -> str:
 def _to_ir(proto: Any, path: Path) -> ir.Model:
     import logging
 
-    import onnx_ir
+    from graphopt import ir
 
     _check_data_sizes(proto, path)
     # Undefined inputs are reported by our verifier with the site; onnx_ir's own log line would come first.
@@ -105,7 +105,7 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        return onnx_ir.from_proto(proto)
+        return ir.from_proto(proto)
     except RecursionError:
         raise GraphoptError(f"{path}: its subgraphs are nested too deep to be read") from None
     except Exception as error:  # the deserializer meets arbitrary bytes; whatever it says, the file is at fault
@@ -120,14 +120,14 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
 def _check_data_sizes(proto: Any, path: Path) -> None:
     import math
 
-    import onnx_ir
+    from graphopt import ir
 
     for tensor in proto.graph.initializer:
         if any(dim < 0 for dim in tensor.dims):
             raise GraphoptError(f"{path}: initializer {tensor.name!r} has a negative dimension")
         if tensor.data_location == 1 or not tensor.HasField("raw_data") or tensor.data_type in (0, 8):
             continue
-        bits = onnx_ir.DataType(tensor.data_type).bitwidth
+        bits = ir.DataType(tensor.data_type).bitwidth
         wanted = (math.prod(tensor.dims) * bits + 7) // 8
         if len(tensor.raw_data) != wanted:
             raise GraphoptError(f"{path}: initializer {tensor.name!r} declares {wanted} bytes and holds {len(tensor.raw_data)}")

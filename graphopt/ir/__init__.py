@@ -19,8 +19,8 @@ def __getattr__(name: str) -> Any:
     # `from graphopt.ir import sites` asks here first; answering it must not import onnx_ir.
     if name.startswith("__") or (Path(__file__).parent / f"{name}.py").exists():
         raise AttributeError(name)
-    import onnx_ir
+    from graphopt.ir.lazy_import import import_without_sympy
 
-    value = getattr(onnx_ir, name)
+    value = getattr(import_without_sympy("onnx_ir"), name)
     globals()[name] = value
     return value

@@ -91,7 +91,7 @@ def from_text(text: str) -> ir.Model:
         GraphoptError: the text does not parse.
     """
     import onnx.parser
-    import onnx_ir
+    from graphopt import ir
 
     from graphopt.errors import GraphoptError
 
@@ -103,8 +103,8 @@ def from_text(text: str) -> ir.Model:
     made.update(tensor.name for tensor in proto.graph.initializer)
     for info in [info for info in proto.graph.value_info if info.name not in made]:
         proto.graph.value_info.remove(info)
-        proto.graph.initializer.append(onnx_ir.to_proto(onnx_ir.tensor(_seeded(onnx_ir.from_proto(info)), name=info.name)))
-    return onnx_ir.from_proto(proto)
+        proto.graph.initializer.append(ir.to_proto(ir.tensor(_seeded(ir.from_proto(info)), name=info.name)))
+    return ir.from_proto(proto)
 
 
 def _seeded(value: ir.Value) -> np.ndarray:

@@ -52,25 +52,24 @@ def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> 
 
 
 def _has_external(model: ir.Model) -> bool:
-    import onnx_ir
+    from graphopt import ir
 
-    return any(isinstance(v.const_value, onnx_ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values())
+    return any(isinstance(v.const_value, ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values())
 
 
 def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -> None:
-    import onnx_ir
-    from onnx_ir import external_data
+    from graphopt import ir
 
     values = [v for graph in model.graphs() for v in graph.initializers.values()]
     tensors = [v.const_value for v in values]
     try:
         if data is not None:
-            external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_THRESHOLD)
+            ir.external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_THRESHOLD)
         else:
             for value in values:
-                if isinstance(value.const_value, onnx_ir.ExternalTensor):
-                    value.const_value = onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
-        proto = onnx_ir.to_proto(model)
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+        proto = ir.to_proto(model)
     finally:
         for value, tensor in zip(values, tensors, strict=True):
             value.const_value = tensor
