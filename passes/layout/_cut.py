@@ -6,18 +6,23 @@ Transpose. Not here: the graph of the model (sink_transposes.py).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 AS_IS = "as is"
 PERMUTED = "permuted"
 
+_NEVER = 1 << 100
+"""Capacity of an edge that is never cut."""
+
 
 @dataclass
 class Problem:
     """Values with the side of their maker and users: AS_IS, PERMUTED or any other key, a node to decide on."""
 
-    edges: list[tuple[Hashable, Hashable, int | None]] = field(default_factory=list)
+    room: dict[Hashable, dict[Hashable, int]] = field(default_factory=dict)
+    """What still fits through each edge; the reverse edges are there too."""
     values: int = 0
 
     def value(self, maker: Hashable, users: Iterable[Hashable], cost: int) -> None:
@@ -26,32 +31,50 @@ class Problem:
         self.values += 1
         leaving, entering = ("leaving", self.values), ("entering", self.values)
         if maker != AS_IS:
-            self.edges.append((maker, leaving, cost))
-            self.edges.extend((leaving, user, None) for user in users if user != PERMUTED)
+            self._edge(maker, leaving, cost)
+            for user in users:
+                self._edge(leaving, user, _NEVER)
         if maker != PERMUTED:
-            self.edges.append((entering, maker, cost))
-            self.edges.extend((user, entering, None) for user in users if user != AS_IS)
+            self._edge(entering, maker, cost)
+            for user in users:
+                self._edge(user, entering, _NEVER)
+
+    def _edge(self, start: Hashable, end: Hashable, capacity: int) -> None:
+        if start == AS_IS or end == PERMUTED:
+            return  # no flow comes from the sink or goes to the source
+        forward, backward = self.room.setdefault(start, {}), self.room.setdefault(end, {})
+        forward[end] = forward.get(end, 0) + capacity
+        backward.setdefault(start, 0)
 
     def solve(self) -> tuple[int, set[Hashable]]:
-        """The least cost, and the smallest set of nodes to permute that reaches it."""
-        import networkx as nx
-        from networkx.algorithms.flow import dinitz
+        """The least cost, and the smallest set of nodes to permute that reaches it.
 
-        graph = nx.DiGraph()
-        graph.add_nodes_from((AS_IS, PERMUTED))
-        for start, end, capacity in self.edges:
-            if capacity is None:
-                graph.add_edge(start, end)
-            elif graph.has_edge(start, end):
-                graph[start][end]["capacity"] += capacity
-            else:
-                graph.add_edge(start, end, capacity=capacity)
-        residual = dinitz(graph, PERMUTED, AS_IS)
-        reached: set[Hashable] = {PERMUTED}
-        stack: list[Hashable] = [PERMUTED]
-        while stack:
-            for neighbour, edge in residual[stack.pop()].items():
-                if neighbour not in reached and edge["flow"] < edge["capacity"]:
-                    reached.add(neighbour)
-                    stack.append(neighbour)
-        return int(residual.graph["flow_value"]), reached
+        Shortest augmenting paths (Edmonds and Karp 1972): there is one per Transpose or so, and a graph library would
+        take longer to import than this to run.
+        """
+        flow = 0
+        while True:
+            came_from = self._search()
+            if AS_IS not in came_from:
+                return flow, set(came_from)
+            path: list[Hashable] = [AS_IS]
+            while path[-1] != PERMUTED:
+                path.append(came_from[path[-1]])
+            steps = list(zip(path[1:], path, strict=False))
+            amount = min(self.room[start][end] for start, end in steps)
+            for start, end in steps:
+                self.room[start][end] -= amount
+                self.room[end][start] += amount
+            flow += amount
+
+    def _search(self) -> dict[Hashable, Hashable]:
+        """What the source still reaches, breadth first, each with where it was reached from."""
+        came_from: dict[Hashable, Hashable] = {PERMUTED: None}
+        waiting: deque[Hashable] = deque([PERMUTED])
+        while waiting and AS_IS not in came_from:
+            here = waiting.popleft()
+            for there, room in self.room.get(here, {}).items():
+                if room > 0 and there not in came_from:
+                    came_from[there] = here
+                    waiting.append(there)
+        return came_from

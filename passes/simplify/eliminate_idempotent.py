@@ -17,16 +17,11 @@ if TYPE_CHECKING:
 _IDEMPOTENT = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"})
 # f(f(x)) = x
 _INVOLUTION = frozenset({"Neg", "Not", "BitwiseNot"})
-# Ops whose result is never below zero (NaN aside), so that a Relu or Abs behind them changes nothing.
-_NONNEGATIVE = frozenset(
-    {"Relu", "Abs", "Sigmoid", "HardSigmoid", "Exp", "Softmax", "Sqrt", "Softplus"}
-    | {"ReduceL1", "ReduceL2", "ReduceSumSquare"}
-)
 
 
 @dataclass(frozen=True)
 class EliminateIdempotent(NodePass):
-    """Relu(Relu(x)) -> Relu(x), Neg(Neg(x)) -> x, Abs(Exp(x)) -> Exp(x): the second op has nothing left to do."""
+    """Floor(Floor(x)) -> Floor(x), Neg(Neg(x)) -> x: the second op has nothing to do, or undoes the first."""
 
     name: ClassVar[str] = "eliminate-idempotent"
     level: ClassVar[int | None] = 1
@@ -43,7 +38,5 @@ class EliminateIdempotent(NodePass):
             assert source is not None
             return source
         if node.op_type in _IDEMPOTENT and inner.op_type == node.op_type:
-            return x
-        if node.op_type in ("Relu", "Abs") and inner.op_type in _NONNEGATIVE:
             return x
         raise Uninteresting(f"{inner.op_type} in front of it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,12 +26,14 @@ _NEUTRAL: dict[str, tuple[float, tuple[int, ...]]] = {
     "Or": (0, (0, 1)),
     "Xor": (0, (0, 1)),
 }
+# Of these two, what lies at the end of the range is neutral.
+_ENDS = {"Max": -math.inf, "Min": math.inf}
 _ONE_INPUT = ("Sum", "Mean", "Max", "Min")
 
 
 @dataclass(frozen=True)
 class EliminateNopArithmetic(NodePass):
-    """x + 0 -> x, and so for x - 0, x * 1, x / 1, x ** 1, x and true, x or false, and a Sum, Mean, Max or Min of one.
+    """x + 0 -> x, and so for x - 0, x * 1, x / 1, x ** 1, x and true, x or false, max(x, -inf), and a Sum of one.
 
     Exact up to the sign of a zero: -0.0 + 0.0 is 0.0, and the two count as equal. Nothing else of this rule changes a
     sign; a zero that is subtracted or has a minus sign keeps it. The shape must provably stay: the constant may not
@@ -42,11 +45,14 @@ class EliminateNopArithmetic(NodePass):
     ops: ClassVar[tuple[str, ...]] = (*_NEUTRAL, *_ONE_INPUT)
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
-        if node.op_type in _ONE_INPUT:
-            if len(node.inputs) != 1 or node.inputs[0] is None:
-                raise Uninteresting("several operands")
+        if len(node.inputs) == 1 and node.inputs[0] is not None:
             return node.inputs[0]
-        neutral, positions = _NEUTRAL[node.op_type]
+        if node.op_type in _NEUTRAL:
+            neutral, positions = _NEUTRAL[node.op_type]
+        elif node.op_type in _ENDS and len(node.inputs) == 2:
+            neutral, positions = _ENDS[node.op_type], (0, 1)
+        else:
+            raise Uninteresting("several operands")
         found = next((at for at in positions if _all_are(m, node.inputs[at], neutral)), None)
         if found is None:
             raise Uninteresting("no operand is a neutral constant")
