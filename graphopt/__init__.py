@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from graphopt.blame import bisect
-    from graphopt.driver import Options, compile, optimize
-    from graphopt.errors import GraphoptError
-    from graphopt.frontends.onnx import load
-    from graphopt.frontends.torch import from_torch
-    from graphopt.ir.builder import NoMatch
-    from graphopt.ir.writer import write as save
-    from graphopt.manager.base import Pass
-    from graphopt.manager.pattern import RewritePass
-    from graphopt.manager.worklist import NodePass
-    from graphopt.target import Runner, Target
+if TYPE_CHECKING:  # "as" tells type checkers that the names are meant to be imported from here
+    from graphopt.blame import bisect as bisect
+    from graphopt.driver import Options as Options
+    from graphopt.driver import compile as compile
+    from graphopt.driver import optimize as optimize
+    from graphopt.errors import GraphoptError as GraphoptError
+    from graphopt.frontends.onnx import load as load
+    from graphopt.frontends.torch import from_torch as from_torch
+    from graphopt.ir.builder import NoMatch as NoMatch
+    from graphopt.ir.writer import write
+    from graphopt.manager.base import Pass as Pass
+    from graphopt.manager.pattern import RewritePass as RewritePass
+    from graphopt.manager.worklist import NodePass as NodePass
+    from graphopt.target import Runner as Runner
+    from graphopt.target import Target as Target
+
+    save = write
 
 _WHERE = {
     "GraphoptError": "graphopt.errors",

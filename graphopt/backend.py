@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Prepared(BackendRep):  # type: ignore[misc]
+class Prepared(BackendRep):
     """A model that is ready to run.
 
     Attributes:
@@ -62,7 +62,7 @@ class Prepared(BackendRep):  # type: ignore[misc]
         self.folder.cleanup()
 
 
-class GraphoptBackend(Backend):  # type: ignore[misc]
+class GraphoptBackend(Backend):
     """Capture, a named pipeline, and the target's runtime."""
 
     @classmethod
@@ -72,8 +72,8 @@ class GraphoptBackend(Backend):  # type: ignore[misc]
         Args:
             model: its weights are inside, not external.
             device: "CPU" or "CUDA", as onnx.backend.base.Device spells it.
-            **kwargs: `level` (0 to 3, default 3), `passes` (pipeline text instead of a level), `disable` (names of passes
-                to leave out), `limit` (apply only so many rewrites). Others are ignored, as the API wants.
+            **kwargs: `level` (0 to 3, default 3), `passes` (pipeline text instead of a level), `disable` (names of
+                passes to leave out), `limit` (apply only so many rewrites). Others are ignored, as the API wants.
 
         Raises:
             GraphoptError: the model or an option is wrong, a pass broke a rule, or the runtime refuses the result.
@@ -139,7 +139,7 @@ supports_device = GraphoptBackend.supports_device
 
 
 def to_array(value: Any) -> Any:
-    """An input of the Backend API as the runner takes it: TensorProto to array, scalars to 0-d arrays, lists item by item."""
+    """An input of the Backend API as the runner takes it: TensorProto to array, scalar to 0-d array, lists by item."""
     import numpy as np
     from onnx import numpy_helper
 

@@ -1,6 +1,7 @@
 """Finds what broke a model: the pass and the single rewrite by bisection, then the runtime's own optimizers.
 
-The oracle is the IR verifier, the numerics check, or a user's command that gets the model's path and exits non-zero when it is bad.
+The oracle is the IR verifier, the numerics check, or a user's command that gets the model's path and exits non-zero
+when it is bad.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Blame:
         spent = f"({self.rewrites} rewrites, {self.evaluations} evaluations)"
         if self.rewrite is not None:
             r = self.rewrite
-            return f"rewrite {r.number} is the first bad one: pass {r.pass_name!r} at {r.site} ({r.op}) {spent}: {self.reason}"
+            where = f"pass {r.pass_name!r} at {r.site} ({r.op})"
+            return f"rewrite {r.number} is the first bad one: {where} {spent}: {self.reason}"
         if self.culprit == "input":
             return f"the untouched model is bad already {spent}: {self.reason}"
         if self.optimizer is not None:
@@ -162,7 +164,7 @@ class _Bisection:
         return numbers.reason if numbers.status == "failed" else ""
 
     def runtime(self, total: int, evaluations: int) -> Blame:
-        """Search ONNX Runtime's optimizers: enable the first k of its list, and see when the result leaves the plain one."""
+        """Search ONNX Runtime's optimizers: enable the first k of its list; see when the result leaves the plain."""
         from graphopt.targets.onnxruntime.optimizers import RUNTIME_OPTIMIZERS as NAMES
 
         path = self.scratch / "bisect.onnx"
@@ -199,9 +201,9 @@ def _far(plain: list[dict[str, Any]], optimized: list[dict[str, Any]]) -> str:
         for name, value in first.items():
             if not isinstance(value, np.ndarray) or value.dtype.kind in "OUST" or not value.size:
                 continue
-            error = float(np.max(distance(value, second[name], strict=False)))
-            if error > TOLERANCES["reassociates"].ill_conditioned * max(magnitude(value), np.finfo(np.float32).tiny):
-                return f"output {name!r} moves by {error:.3g}, its largest value is {magnitude(value):.3g}"
+            error, largest = float(np.max(distance(value, second[name], strict=False))), magnitude(value)
+            if error > TOLERANCES["reassociates"].ill_conditioned * max(largest, float(np.finfo(np.float32).tiny)):
+                return f"output {name!r} moves by {error:.3g}, its largest value is {largest:.3g}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Structural difference of two models: which nodes went, which came, and what the new ones stand for (by provenance)."""
+"""Structural difference of two models: which nodes went, which came, and what these stand for (by provenance)."""
 
 from __future__ import annotations
 

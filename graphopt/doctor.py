@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +114,16 @@ def _problems(found: dict[str, str]) -> list[str]:
     out = list(problems())
     if "onnxruntime" in found and "onnxruntime-gpu" in found:
         out.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; uninstall both, then install one"
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "uninstall both, then install one"
         )
     if "onnxruntime" not in found and "onnxruntime-gpu" not in found:
         out.append('ONNX Runtime is not installed, so nothing can be run or verified; pip install "graphopt[cpu]"')
     if "apache-tvm" in found and found.get("apache-tvm-ffi") not in (None, "0.1.14.post1"):
         out.append(
-            f"apache-tvm-ffi {found['apache-tvm-ffi']} crashes tuning or does not load with apache-tvm {found['apache-tvm']}; pip install apache-tvm-ffi==0.1.14.post1"
+            f"apache-tvm-ffi {found['apache-tvm-ffi']} crashes tuning or does not load with apache-tvm "
+            f"{found['apache-tvm']}; pip install apache-tvm-ffi==0.1.14.post1"
         )
-    if sys.version_info < (3, 11):
-        out.append(f"Python {platform.python_version()} is too old; 3.11 or newer is needed")
     out.extend(_requirements())
     return out
 

@@ -17,6 +17,7 @@ from graphopt.artifact import Artifact
 from graphopt.checks import Check, Numbers
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
+from graphopt.frontends.onnx import file_hash
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
@@ -193,7 +194,7 @@ def compile(
         else:
             numbers = job.check.end(folder / files.main, job.result)
         job.judge(numbers)
-        hashes = {name: artifacts.file_hash(folder / name) for name in files.files}
+        hashes = {name: file_hash(folder / name) for name in files.files}
         manifest = {
             "format": artifacts.FORMAT,
             "input": job.check.identity,

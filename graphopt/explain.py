@@ -14,6 +14,7 @@ from graphopt.manager.runner import run
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.base import Pass
+    from graphopt.manager.pipeline import Fix
     from graphopt.target import Target
 
 
@@ -62,7 +63,7 @@ def explain(
 
 
 def _prefix(pipeline: Pipeline, name: str) -> Pipeline:
-    items = []
+    items: list[Pass | Fix] = []
     for item in pipeline.items:
         if any(inner.name == name for inner in Pipeline((item,)).passes()):
             return Pipeline(tuple(items))

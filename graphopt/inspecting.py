@@ -1,4 +1,4 @@
-"""What is in a model, without compiling it: ops, sizes, work, dynamic dims, what a target lacks, and what optimized it."""
+"""What is in a model, without compiling it: ops, sizes, work, dynamic dims, what a target lacks, what optimized it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: name, ONNX type text (`tensor(float)`, `seq(tensor(float))`) and dims (int, symbol or None)."""
+    """One input or output: name, ONNX type text (`tensor(float)`, `seq(tensor(float))`), dims (int, symbol or None)."""
 
     name: str
     type: str
@@ -87,7 +87,7 @@ class Target(ABC):
 
     @abstractmethod
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
-        """None when the target has a kernel for this op (and element type, e.g. 'FLOAT16'); else the reason it has none."""
+        """None when the target has a kernel for this op (and element type, e.g. 'FLOAT16'); else why it has none."""
 
     @abstractmethod
     def pipeline(self, level: int) -> str:

@@ -1,6 +1,7 @@
 """The command line: one file per verb, imported when that verb is called, so that `graphopt --help` is instant.
 
-Exit codes: 0 ok, 1 verification or numerics failed, 2 usage or bad input, 3 a gate failed, 4 frozen drift, 70 a bug, 130 interrupted.
+Exit codes: 0 ok, 1 verification or numerics failed, 2 usage or bad input, 3 a gate failed, 4 frozen drift, 70 a bug,
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def command(
     as_json: bool,
     **shapes: Any,
 ) -> None:
-    """Time MODELS (files or artifacts) against the first, interleaved, with an A/A row that shows the error of the method."""
+    """Time MODELS (files or artifacts) against the first, interleaved; the A/A row shows the error of the method."""
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for, runnable
     from graphopt.timing import BenchPlan, bench

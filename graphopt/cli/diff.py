@@ -25,7 +25,8 @@ def command(a: str, b: str, limit: int, as_json: bool) -> None:
         print("equal: same structure, weights and interface")
         return
     print(
-        f"nodes {result.nodes[0]} -> {result.nodes[1]}; {len(result.gone)} gone, {len(result.made)} made, {len(result.weights_changed)} weights changed"
+        f"nodes {result.nodes[0]} -> {result.nodes[1]}; {len(result.gone)} gone, {len(result.made)} made, "
+        f"{len(result.weights_changed)} weights changed"
     )
     for line in result.interface:
         print(f"  {line}")

@@ -68,5 +68,6 @@ def command(
         print("  nothing in the model matches" if result.nearest is None else "")
     if result.nearest is not None:
         print(
-            f"  nearest: {result.nearest.site} ({result.nearest.op}), {result.nearest_depth} nodes matched: {result.nearest.reason}"
+            f"  nearest: {result.nearest.site} ({result.nearest.op}), {result.nearest_depth} nodes matched: "
+            f"{result.nearest.reason}"
         )

@@ -54,7 +54,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     first = report["shape_inference"]["first"]
     if first is not None:
         lines.append(
-            f"shapes       blocked at {report['shape_inference']['blocked']} nodes, first {first['site']} ({first['op']}): {first['reason']}"
+            f"shapes       blocked at {report['shape_inference']['blocked']} nodes, "
+            f"first {first['site']} ({first['op']}): {first['reason']}"
         )
     if report["opaque_domains"]:
         lines.append(f"opaque       {', '.join(report['opaque_domains'])}: custom domains are never matched or folded")

@@ -41,7 +41,8 @@ def command(a: str, b: str | None, data: Path | None, tolerance: Any, require_nu
             )
             for error in row["details"].get("outputs", ()):
                 print(
-                    f"             {error['name']}: largest difference {float(error['max_abs']):.3g}, allowed {float(error['limit']):.3g} ({error['case']})"
+                    f"             {error['name']}: largest difference {float(error['max_abs']):.3g}, "
+                    f"allowed {float(error['limit']):.3g} ({error['case']})"
                 )
             for note in row["details"].get("notes", ()):
                 print(f"             note: {note}")

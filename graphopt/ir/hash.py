@@ -17,7 +17,7 @@ _CHUNK = 16 << 20
 
 
 def fingerprint(model: ir.Model) -> int:
-    """A number that changes when nodes, edges, attributes, initializers or the interface are mutated (object identity)."""
+    """A number that changes when nodes, edges, attributes, initializers or the interface are mutated (by identity)."""
     parts: list[Any] = [model.ir_version, tuple(sorted(model.opset_imports.items()))]
     parts.extend(str(value.shape) for value in (*model.graph.inputs, *model.graph.outputs))
     for scope in sites.scopes(model):

@@ -1,6 +1,6 @@
 """Writes optable.json: the operator schemas of the installed onnx and onnxruntime, reduced to what passes need.
 
-Run `python -m graphopt.ir.make_optable` after raising either version. Reading schemas at run time costs 0.2 s per process.
+Run `python -m graphopt.ir.make_optable` after raising either version. Reading schemas at run time would cost 0.2 s.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ UNBOUNDED = 2147483647
 def row(schema: Any) -> list[Any]:
     """[since_version, min inputs, max inputs (-1: any), min outputs, max outputs, {attribute: type}, deprecated]."""
     kinds = {name: str(attr.type).rsplit(".", 1)[-1] for name, attr in sorted(schema.attributes.items())}
-    bound = lambda n: -1 if n == UNBOUNDED else n  # noqa: E731
     return [
         schema.since_version,
         schema.min_input,
-        bound(schema.max_input),
+        _bound(schema.max_input),
         schema.min_output,
-        bound(schema.max_output),
+        _bound(schema.max_output),
         kinds,
         bool(schema.deprecated),
     ]
+
+
+def _bound(count: int) -> int:
+    return -1 if count == UNBOUNDED else count
 
 
 def build() -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Pass(ABC):
     def __post_init__(self) -> None:
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (a pass without options to check has nothing to override)
         """Validate the options; raise GraphoptError with one clear line."""
 
     @abstractmethod

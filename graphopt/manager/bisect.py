@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Found:
-    """The smallest count of rewrites that is bad, and how many evaluations that took; `first_bad` None: all are good."""
+    """The smallest count of rewrites that is bad, and how many evaluations that took; `first_bad` None: all good."""
 
     first_bad: int | None
     evaluations: int

@@ -94,7 +94,8 @@ class PatternBuilder:
         for name in names:
             if name not in optable.op_names(_domain):
                 raise PassError(
-                    f"a pattern names the op {name!r}, unknown in domain {_domain or 'ai.onnx'!r}{did_you_mean(name, optable.op_names(_domain))}"
+                    f"a pattern names the op {name!r}, unknown in domain {_domain or 'ai.onnx'!r}"
+                    f"{did_you_mean(name, optable.op_names(_domain))}"
                 )
         return Call(names, _domain, inputs, tuple(sorted(attributes.items())), _as, _shared, _prefix)
 

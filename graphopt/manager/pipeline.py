@@ -130,7 +130,7 @@ class _FixOptions:
 
 
 def load_recipe(path: str | Path) -> Pipeline:
-    """Read a TOML recipe: `[[pass]]` tables with `name` and the pass's options; `[[pass]] name="fix"` holds its own `pass` list.
+    """Read a TOML recipe: `[[pass]]` tables with `name` and the pass's options; one of name "fix" holds a `pass` list.
 
     Raises:
         GraphoptError: unreadable, not TOML, or not a recipe.

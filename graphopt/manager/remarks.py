@@ -13,7 +13,7 @@ Status = Literal["applied", "missed", "note"]
 
 @dataclass(frozen=True)
 class Remark:
-    """One record: `pass` did (`applied`) or did not do (`missed`) its rewrite at `site`, and why; `note` is about the whole run."""
+    """One record: `pass` did (`applied`) or did not do (`missed`) its rewrite at `site`, and why; `note`: of a run."""
 
     pass_name: str
     status: Status

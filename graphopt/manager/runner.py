@@ -25,7 +25,7 @@ from graphopt.manager.pipeline import Fix, Pipeline
 if TYPE_CHECKING:
     from graphopt import ir
 
-# Built-in passes are held to the one-gateway rule by the contract tests; watching each of them would double a run's time.
+# Built-in passes are held to the one-gateway rule by the contract tests; watching each would double a run's time.
 _TESTED = "graphopt.passes."
 
 
