@@ -184,7 +184,7 @@ def compile(
         job = _Job(source, chosen, options, Path(scratch))
         job.transform()
         start = time.perf_counter()
-        files = chosen.compile(job.model, folder)
+        files = chosen.compile(job.model, folder, options.external_data)
         job.seconds["lower"] = time.perf_counter() - start
         missing = chosen.available()
         if options.numerics == "off":

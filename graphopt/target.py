@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from graphopt import ir
+    from graphopt.ir.writer import ExternalData
 
     Feeds = Mapping[str, Any]
     Arrays = dict[str, np.ndarray]
@@ -94,8 +95,8 @@ class Target(ABC):
         """The pipeline text of this target at an optimization level 0..3."""
 
     @abstractmethod
-    def compile(self, model: ir.Model, out: Path) -> CompiledFiles:
-        """Write the runtime's files into the existing folder `out`."""
+    def compile(self, model: ir.Model, out: Path, external_data: ExternalData = "auto") -> CompiledFiles:
+        """Write the runtime's files into the existing folder `out`; `external_data` says where large weights go."""
 
     @abstractmethod
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:

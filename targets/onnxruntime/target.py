@@ -23,6 +23,7 @@ from graphopt.targets.onnxruntime.settings import CPU_PROVIDER, SessionSettings
 
 if TYPE_CHECKING:
     from graphopt import ir
+    from graphopt.ir.writer import ExternalData
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
@@ -50,11 +51,11 @@ class _OrtTarget(Target):
             raise GraphoptError(f"there is no optimization level {level}; levels are 0 to 3")
         return f"O{level}"
 
-    def compile(self, model: ir.Model, out: Path) -> CompiledFiles:
+    def compile(self, model: ir.Model, out: Path, external_data: ExternalData = "auto") -> CompiledFiles:
         """Write `model.onnx` into `out`, its weights beside it in `model.onnx.data` when they are large or external."""
         from graphopt.ir.writer import write
 
-        files = write(model, out / MODEL_FILE)
+        files = write(model, out / MODEL_FILE, external_data)
         return CompiledFiles(
             main=MODEL_FILE, files=files, settings=self.session_settings().to_json(), notes=self._notes(model)
         )
