@@ -75,35 +75,39 @@ class Region:
 
         Seen from the users, so that for a refused result its operands may be kept where those are small.
         """
-        freed = self._freed()
+        uses: dict[ir.Value, int] = {}
         refused: list[tuple[ir.Node, str]] = []
         for node in reversed(list(self.nodes)):
-            if node.op_type == "Constant":
+            made = sum(value_bytes(out) for out in node.outputs if self.is_boundary(out))
+            if node.op_type == "Constant" or not any(self.is_boundary(out) for out in node.outputs):
                 continue
-            growth = sum(value_bytes(out) for out in node.outputs if self.is_boundary(out)) - freed[node]
+            growth = made - self._release(node, uses)
             if growth <= SMALL or growth <= allowed:
-                allowed -= growth if any(self.is_boundary(out) for out in node.outputs) else 0
+                allowed -= growth
                 continue
             del self.nodes[node]
             refused.append((node, f"its result would grow the model by {growth} bytes, {max(allowed, 0)} are allowed"))
         return refused
 
-    def _freed(self) -> dict[ir.Node, int]:
-        """Per node, the bytes of constants that disappear with it because only it and its operands use them."""
-        freed: dict[ir.Node, int] = {}
-        for node in self.nodes:
-            total = 0
-            for value in dict.fromkeys(node.inputs):
-                if value is None or value.is_graph_output() or any(use.node is not node for use in value.uses()):
+    def _release(self, node: ir.Node, uses: dict[ir.Value, int]) -> int:
+        """The bytes of constants that disappear with `node`; `uses` counts what is left once earlier nodes are gone."""
+        freed = 0
+        stack = [node]
+        while stack:
+            for value in stack.pop().inputs:
+                if value is None:
+                    continue
+                left = uses.get(value)
+                left = uses[value] = (len(value.uses()) + value.is_graph_output() if left is None else left) - 1
+                if left:
                     continue
                 producer = value.producer()
-                if producer in freed:
-                    total += freed[producer]
-                elif const_tensor(value) is not None:
-                    total += value_bytes(value)
-            if node.op_type == "Constant":
-                total = value_bytes(node.outputs[0])
-            freed[node] = total
+                if const_tensor(value) is not None:
+                    freed += value_bytes(value)
+                elif producer in self.nodes and not any(
+                    uses.get(out, len(out.uses()) + out.is_graph_output()) for out in producer.outputs
+                ):
+                    stack.append(producer)
         return freed
 
     def needed(self) -> list[ir.Node]:

@@ -23,6 +23,8 @@ _DOMAINS = frozenset({"", "ai.onnx.ml"})
 _ATTRIBUTE_BYTES = 4096
 """Tensors in attributes are compared up to this size."""
 
+_META = "graphopt.passes.cse"
+
 
 @dataclass(frozen=True)
 class CSE(Pass):
@@ -134,7 +136,7 @@ def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
                 continue
             if nbytes(tensor) > ctx.max_bytes or tensor.dtype.name == "STRING":
                 continue
-            earlier = groups.setdefault(sketch(tensor), [])
+            earlier = groups.setdefault(_sketch(value, tensor), [])
             for other in earlier:
                 if _sees(scope.graph, other.graph, parents) and same_content(other.const_value, tensor):
                     user = next(iter(value.uses())).node
@@ -144,6 +146,14 @@ def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
                     break
             else:
                 earlier.append(value)
+
+
+def _sketch(value: ir.Value, tensor: ir.TensorProtocol) -> Hashable:
+    """The sketch, kept with the value: reading a weight may copy it, and this pass runs in every round."""
+    kept = value.meta.get(_META)
+    if kept is None or kept[0] is not tensor:
+        kept = value.meta[_META] = (tensor, sketch(tensor))
+    return kept[1]
 
 
 def _parents(model: ir.Model) -> dict[int, ir.Graph | None]:

@@ -6,9 +6,11 @@ custom domains, function bodies, quantize/dequantize groups, control flow.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.analysis.shapes import MAX_VALUES
 from graphopt.errors import GraphoptError
 from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
@@ -63,7 +65,9 @@ class FoldConstants(Pass):
             region.remove(left)
         for node, reason in refused:
             ctx.remarks.missed(self.name, ctx.rewriter.site(node), node.op_type, reason)
-        _commit(self, region, ctx, results)
+        if _commit(self, region, ctx, results):
+            # Shapes that depend on what is known now can be told more exactly.
+            ctx.keep_only([])
 
     def _candidates(self, model: ir.Model, ctx: Context) -> dict[ir.Node, tuple[int, ...] | None]:
         """Foldable nodes in an order in which operands come first; with the elements where shape analysis knows them."""
@@ -189,9 +193,14 @@ def _operand(value: ir.Value, results: dict[ir.Value, Any]) -> np.ndarray:
     return found.numpy() if hasattr(found, "numpy") else found
 
 
-def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.Value, Any]) -> None:
-    """Replace from the last node to the first, so that a node's folded users are gone when its turn comes."""
+def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.Value, Any]) -> bool:
+    """Replace from the last node to the first, so that a node's folded users are gone when its turn comes.
+
+    Returns:
+        Whether an integer tensor became known that shape analysis did not know.
+    """
     rewriter = ctx.rewriter
+    learned = False
     for node in reversed(list(region.nodes)):
         if node.graph is None or not any(out.uses() or out.is_graph_output() for out in node.outputs):
             continue
@@ -201,6 +210,7 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
         for out in node.outputs:
             wanted = out.uses() or out.is_graph_output()
             new.append(builder.const(results[out], str(out.name)) if wanted else None)
+            learned = learned or bool(wanted and _is_news(out, results[out], ctx))
         rewriter.replace(node, new, builder)
         for out, value in zip(node.outputs, new, strict=True):
             if value is not None and not out.is_graph_output() and node.graph is None and out.name:
@@ -209,3 +219,10 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
                 if not name.endswith("_old"):
                     value.name = name
         ctx.remarks.applied(item.name, site, op, "its inputs are constant")
+    return learned
+
+
+def _is_news(value: ir.Value, content: Any, ctx: Context) -> bool:
+    if value.dtype is None or not value.dtype.is_integer() or len(content.shape) > 1:
+        return False
+    return math.prod(content.shape) <= MAX_VALUES and ctx.shapes.ints(value) is None
