@@ -13,6 +13,7 @@ from graphopt.ir.constants import const_scalar
 
 if TYPE_CHECKING:
     from graphopt import ir
+    from graphopt.ir.builder import Builder
     from graphopt.manager.match import Match
 
 T = TypeVar("T")
@@ -195,18 +196,17 @@ def is_polynomial(m: Match, there: dict[int, float], wanted: dict[int, float], l
 
 
 def read_gated(
-    m: Match, bells: tuple[str, ...], read_gate: Callable[[Region, ir.Value, ir.Value], tuple[float, T]], wanted: float
-) -> tuple[ir.Value, T]:
-    """Read the root as `c * x * gate(x)` in any association, with c * (the gate's own factor) = `wanted`.
+    m: Match, bells: tuple[str, ...], read_gate: Callable[[Region, ir.Value, ir.Value], tuple[float, T]]
+) -> tuple[ir.Value, T, float]:
+    """Read the root as `c * x * gate(x)` in any association: x, what `read_gate` found, and c with the gate's factor.
 
     Args:
         m: The match; its interior is set.
-        bells: Ops of which one must stand within four nodes above the root; cheap check for a node of no interest.
+        bells: Ops of which one must stand within five nodes above the root; cheap check for a node of no interest.
         read_gate: Reads the gate as a function of x; returns its factor and what the rule wants to know of it.
-        wanted: The product of all scalar factors.
 
     Raises:
-        Uninteresting: no such op is near. NoMatch: it is another expression.
+        Uninteresting: no such op is near, or the product goes on. NoMatch: it is another expression.
     """
     from graphopt.manager.worklist import Uninteresting
 
@@ -226,10 +226,8 @@ def read_gated(
                 c, product = factors(region, root, (x, gate))
                 if len(product) != 2 or product[0] is product[1]:
                     raise NoMatch("not a product of two factors")
-                if not is_near(m, c * factor, wanted, x):
-                    if _goes_on(m):
-                        raise Uninteresting("part of a larger product")
-                    raise NoMatch(f"the scalar factors make {c * factor:.7g}, not {wanted:.7g}")
+                if not is_near(m, c * factor, 1.0, x) and _goes_on(m):
+                    raise Uninteresting("part of a larger product")
                 region.close()
             except NoMatch as miss:
                 if isinstance(miss, Uninteresting):
@@ -237,8 +235,13 @@ def read_gated(
                 if len(region.nodes) >= furthest:
                     reason, furthest = str(miss), len(region.nodes)
                 continue
-            return x, found
+            return x, found, 1.0 if is_near(m, c * factor, 1.0, x) else c * factor
     raise NoMatch(reason)
+
+
+def times(op: Builder, value: ir.Value, factor: float) -> ir.Value:
+    """`value * factor`, without a node for a factor of one."""
+    return value if factor == 1 else op.Mul(value, factor)
 
 
 def _goes_on(m: Match) -> bool:

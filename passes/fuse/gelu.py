@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graphopt.ir.builder import NoMatch
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass
-from graphopt.passes.fuse._expr import Region, is_near, is_polynomial, number, polynomial, read_gated, scaled
+from graphopt.passes.fuse._expr import Region, is_near, is_polynomial, number, polynomial, read_gated, scaled, times
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -24,6 +24,7 @@ class FuseGelu(NodePass):
     """x * 0.5 * (1 + erf(x / sqrt(2))) -> Gelu(x).
 
     With tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)) in place of the erf it is Gelu(x, approximate="tanh").
+    Another factor than 0.5 becomes a multiplication behind it.
     """
 
     name: ClassVar[str] = "fuse-gelu"
@@ -33,9 +34,9 @@ class FuseGelu(NodePass):
     ops: ClassVar[tuple[str, ...]] = ("Mul", "Div")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
-        x, kind = read_gated(m, ("Erf", "Tanh"), _read_gate, 1.0)
+        x, kind, factor = read_gated(m, ("Erf", "Tanh"), _read_gate)
         m.supports("Gelu", like=x)
-        return op.Gelu(x, approximate="tanh" if kind == "Tanh" else None)
+        return times(op, op.Gelu(x, approximate="tanh" if kind == "Tanh" else None), factor)
 
 
 def _read_gate(region: Region, gate: ir.Value, x: ir.Value) -> tuple[float, str]:

@@ -9,7 +9,7 @@ from graphopt.ir.builder import NoMatch
 from graphopt.manager.base import Tolerance
 from graphopt.manager.pattern import RewritePass
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._expr import Region, factors, is_near, number, polynomial, producer_is, read_gated
+from graphopt.passes.fuse._expr import Region, factors, is_near, number, polynomial, producer_is, read_gated, times
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FuseHardSwish(NodePass):
-    """x * Clip(x + 3, 0, 6) / 6 -> HardSwish(x), or x * HardSigmoid(x) where the target lacks HardSwish."""
+    """x * Clip(x + 3, 0, 6) / 6 -> HardSwish(x), or x * HardSigmoid(x) where the target lacks HardSwish.
+
+    Another factor than 1/6 becomes a multiplication behind it.
+    """
 
     name: ClassVar[str] = "fuse-hard-swish"
     stage: ClassVar[str] = "fuse-portable"
@@ -31,14 +34,22 @@ class FuseHardSwish(NodePass):
     ops: ClassVar[tuple[str, ...]] = ("Mul", "Div")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
-        x, _ = read_gated(m, ("Clip",), _read_gate, 1.0)
+        x, _, factor = read_gated(m, ("Clip",), _read_gate)
         try:
             m.supports("HardSwish", like=x)
             m.require(m.opset() >= 14, "HardSwish came with opset 14")
         except NoMatch:
             m.supports("HardSigmoid", like=x)
-            return op.Mul(x, op.HardSigmoid(x, alpha=1 / 6, beta=0.5))
-        return op.HardSwish(x)
+            fewer = len(m.interior) + 1 > 2 + (factor != 1) or _scaled_next(m)
+            m.require(fewer, "HardSigmoid and two multiplications are no fewer ops")
+            return times(op, op.Mul(x, op.HardSigmoid(x, alpha=1 / 6, beta=0.5)), factor)
+        return times(op, op.HardSwish(x), factor)
+
+
+def _scaled_next(m: Match) -> bool:
+    """Whether the only user multiplies by a constant, which can take the factor in."""
+    uses = list(m.root.outputs[0].uses())
+    return len(uses) == 1 and uses[0].node.op_type == "Mul" and any(m.is_const(v) for v in uses[0].node.inputs)
 
 
 def _read_gate(region: Region, gate: ir.Value, x: ir.Value) -> tuple[float, None]:

@@ -1,7 +1,4 @@
-"""Chains of constants: two MatMul by constant weights, two additions, two multiplications by constants.
-
-Only where the merged constant is not larger than what it replaces.
-"""
+"""Two MatMul by constant weights in a row, where the merged weight is not larger than what it replaces."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
 from graphopt.manager.pattern import RewritePass
-from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._linear import ACTIVATIONS, rounded
+from graphopt.passes.fuse._linear import rounded
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -50,56 +46,3 @@ class FoldMatMulChain(RewritePass):
         right = m.const(w).astype("float64")
         made = op.MatMul(x, rounded(op, m, m.const(v).astype("float64") @ right, w))
         return made if b is None else op.Add(made, rounded(op, m, m.const(b).astype("float64") @ right, b))
-
-
-@dataclass(frozen=True)
-class FoldConstantChain(NodePass):
-    """(x + a) + b -> x + (a + b) and (x * a) * b -> x * (a * b), for constants; also with - and /."""
-
-    name: ClassVar[str] = "fold-constant-chain"
-    stage: ClassVar[str] = "fuse-portable"
-    level: ClassVar[int | None] = 2
-    tolerance: ClassVar[Tolerance] = "reassociates"
-    ops: ClassVar[tuple[str, ...]] = ("Add", "Sub", "Mul", "Div")
-    # Linear ops take the constants one by one, which keeps more of the model's structure.
-    after: ClassVar[tuple[str, ...]] = (*ACTIVATIONS, "fuse-conv-scale", "fuse-conv-bias", "fuse-matmul-scale")
-
-    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
-        import numpy as np
-
-        value, outer = _split(m, node)
-        kinds = ("Add", "Sub") if node.op_type in ("Add", "Sub") else ("Mul", "Div")
-        inner_node = value.producer()
-        if (
-            inner_node is None
-            or inner_node.op_type not in kinds
-            or inner_node.domain != ""
-            or inner_node.graph is not node.graph
-        ):
-            raise Uninteresting("not a chain")
-        x, inner = _split(m, inner_node)
-        m.require(m.is_float(x), "integers wrap and divide in another way")
-        m.sole_use(value)
-        m.not_quantized([x, value, node.outputs[0]])
-        pair = []
-        for constant, at in ((inner, inner_node), (outer, node)):
-            array = m.const(constant).astype("float64")
-            if at.op_type == "Div":
-                m.require((array != 0).all(), "a division by zero")
-            pair.append(-array if at.op_type == "Sub" else 1.0 / array if at.op_type == "Div" else array)
-        with np.errstate(all="ignore"):
-            exact = pair[0] + pair[1] if kinds[0] == "Add" else pair[0] * pair[1]
-        m.require(exact.size <= max(pair[0].size, pair[1].size), "the merged constant would be larger than both")
-        m.interior = [inner_node]
-        return op.node(kinds[0], x, rounded(op, m, exact, inner))
-
-
-def _split(m: Match, node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """The value and the constant beside it, where `value op constant` is meant."""
-    a, b = node.inputs
-    assert a is not None and b is not None
-    if m.is_const(b) and not m.is_const(a):
-        return a, b
-    if m.is_const(a) and not m.is_const(b) and node.op_type in ("Add", "Mul"):
-        return b, a
-    raise Uninteresting("no constant operand on that side")

@@ -50,7 +50,7 @@ class _Before(NodePass):
         m.sole_use(value)
         m.not_quantized([value, *before.inputs])
         lin = linear(m, node)
-        rank, axis, count = _input_channel(m, node, position)
+        rank, axis, count = input_channel(m, node, position)
         x, factor, shift = _affine(m, before, rank, axis, count)
         m.require(m.same_shape(x, value), "the constant makes the value larger")
         m.interior = [before]
@@ -63,7 +63,7 @@ class _Before(NodePass):
             _no_padding(m, node)
             inputs[2] = _new_bias(op, m, node, exact, shift, lin.count)
         if factor is not None:
-            inputs[1 - position] = rounded(op, m, _by_input(m, node, exact, factor), weight)
+            inputs[1 - position] = rounded(op, m, times_input(m, node, exact, factor), weight)
         if node.op_type == "MatMul":
             return op.clone(node, inputs[:2])
         return op.clone(node, inputs, **({"beta": 1.0} if node.op_type == "Gemm" and shift is not None else {}))
@@ -88,7 +88,7 @@ class FuseScaleMatMul(_Before):
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
 
-def _input_channel(m: Match, node: ir.Node, position: int) -> tuple[int, int, int]:
+def input_channel(m: Match, node: ir.Node, position: int) -> tuple[int, int, int]:
     """Rank of the data input, its contracted axis and that axis's length as the weight has it."""
     weight = node.inputs[1 - position]
     if node.op_type == "Conv":
@@ -136,7 +136,7 @@ def _no_padding(m: Match, node: ir.Node) -> None:
         )
 
 
-def _by_input(m: Match, node: ir.Node, weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def times_input(m: Match, node: ir.Node, weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """`weights` with every input channel multiplied by its factor."""
     import numpy as np
 
@@ -156,7 +156,7 @@ def _by_input(m: Match, node: ir.Node, weights: np.ndarray, factor: np.ndarray) 
 def _new_bias(op: Builder, m: Match, node: ir.Node, weights: np.ndarray, shift: np.ndarray, count: int) -> ir.Value:
     """The old bias plus what the summand contributes to every output channel."""
     old = m.input(2, node)
-    part = _by_input(m, node, weights, shift)
+    part = times_input(m, node, weights, shift)
     assert node.inputs[1] is not None
     if node.op_type == "Conv":
         total = part.sum(axis=tuple(range(1, part.ndim)))

@@ -9,7 +9,7 @@ from graphopt.ir.builder import NoMatch
 from graphopt.manager.base import Tolerance
 from graphopt.manager.pattern import RewritePass
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse._expr import Region, number, polynomial, producer_is, read_gated, scaled
+from graphopt.passes.fuse._expr import Region, number, polynomial, producer_is, read_gated, scaled, times
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -31,9 +31,9 @@ class FuseSwish(NodePass):
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
         if m.opset() < 24:
             raise Uninteresting("Swish came with opset 24")
-        x, alpha = read_gated(m, ("Sigmoid",), _read_gate, 1.0)
+        x, alpha, factor = read_gated(m, ("Sigmoid",), _read_gate)
         m.supports("Swish", like=x)
-        return op.Swish(x, alpha=alpha)
+        return times(op, op.Swish(x, alpha=alpha), factor)
 
 
 def _read_gate(region: Region, gate: ir.Value, x: ir.Value) -> tuple[float, float]:
