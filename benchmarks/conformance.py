@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import select
 import subprocess
@@ -34,7 +35,7 @@ TITLES = {
     "loop": "in a Loop body",
 }
 _SEED = 20260101
-_HANG_SECONDS = 300.0
+_HANG_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,16 @@ class Worker:
     """A child that runs cases; it is started anew after a crash or a hang."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pending = b""
         self.names: list[str] = []
 
     def start(self) -> None:
         """Start the child and wait until it has made the cases."""
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.conformance_worker"]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self.pending = b""
         first = self._read()
         if first is None:
             raise SystemExit("the worker ended before it had made the cases")
@@ -77,12 +80,16 @@ class Worker:
         if self.process is None:
             self.start()
         assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"case": index, "form": form, "level": level}) + "\n")
+        self.process.stdin.write(json.dumps({"case": index, "form": form, "level": level}).encode() + b"\n")
         self.process.stdin.flush()
         phase, name = "", self.names[index]
         while (answer := self._read()) is not None:
             if "phase" not in answer:
-                where = {"blamed": answer.get("pass", ""), "site": answer.get("site", ""), "text": answer.get("text", "")}
+                where = {
+                    "blamed": answer.get("pass", ""),
+                    "site": answer.get("site", ""),
+                    "text": answer.get("text", ""),
+                }
                 return Outcome(name, form, answer["status"], answer.get("kind", ""), answer["reason"], **where)
             phase = answer["phase"]
         how = self.stop()
@@ -112,10 +119,16 @@ class Worker:
 
     def _read(self) -> dict[str, Any] | None:
         assert self.process is not None and self.process.stdout is not None
-        # One line per answer and none before it was asked for, so the buffered reader never holds a line back.
-        ready, _, _ = select.select([self.process.stdout], [], [], _HANG_SECONDS)
-        line = self.process.stdout.readline() if ready else ""
-        return json.loads(line) if line else None
+        # Read from the descriptor: a buffered reader may hold the line that select() waits for.
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self.pending:
+            ready, _, _ = select.select([descriptor], [], [], _HANG_SECONDS)
+            piece = os.read(descriptor, 1 << 16) if ready else b""
+            if not piece:
+                return None
+            self.pending += piece
+        line, _, self.pending = self.pending.partition(b"\n")
+        return json.loads(line)
 
 
 def run(jobs: Sequence[tuple[int, str]], level: int, workers: int) -> Iterator[Outcome]:
@@ -168,15 +181,28 @@ def figure(outcomes: Sequence[Outcome], level: int, forms: Sequence[str]) -> Fig
         f"Official ONNX node cases through -O{level}",
         "Each case of onnx's own loader is run in ONNX Runtime alone and through capture, the pipeline for the CPU and "
         "ONNX Runtime, and judged by onnx's own comparison. Cases that the runtime alone does not pass do not count.",
-        (f"at least {MIN_PASSED:.0%} of the cases that count pass in each form", "none crashes", "each failure has a reason"),
+        (
+            f"at least {MIN_PASSED:.0%} of the cases that count pass in each form",
+            "none crashes",
+            "each failure has a reason",
+        ),
     )
-    table = Table(("form", "cases", "not in this form", "runtime alone fails", "count", "pass", "fail", "crash", "part"))
+    table = Table(
+        ("form", "cases", "not in this form", "runtime alone fails", "count", "pass", "fail", "crash", "part")
+    )
     for form in forms:
         rows = [outcome for outcome in outcomes if outcome.form == form]
         found = Counter(outcome.status for outcome in rows)
         total = sum(outcome.counts for outcome in rows)
         part = found["passed"] / total if total else 0.0
-        cells = (found["not-applicable"], found["runtime-fails"], total, found["passed"], found["failed"], found["crashed"])
+        cells = (
+            found["not-applicable"],
+            found["runtime-fails"],
+            total,
+            found["passed"],
+            found["failed"],
+            found["crashed"],
+        )
         table.add(TITLES[form], len(rows), *cells, f"{part:.2%}")
         page.require(total > 0, f"{TITLES[form]}: no case counts")
         page.require(part >= MIN_PASSED, f"{TITLES[form]}: {found['passed']} of {total} pass ({part:.2%})")
@@ -214,7 +240,9 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--every", type=int, default=1, help="run each N-th case of a seeded shuffle (writes no page)")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases (writes no page)")
-    parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS), help="only these forms (writes no page)")
+    parser.add_argument(
+        "--form", nargs="+", choices=FORMS, default=list(FORMS), help="only these forms (writes no page)"
+    )
     parser.add_argument("--level", type=int, default=3, choices=range(4), help="optimization level (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="processes that run cases")
     parser.add_argument("--failures", type=Path, help="write failures by pass, with the smallest case of each")

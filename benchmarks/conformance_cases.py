@@ -114,7 +114,9 @@ def _in_loop(case: Case) -> Form:
     if any(info.type.WhichOneof("value") != "tensor_type" for info in graph.output):
         raise NotApplicable("an output is no tensor, and a Loop stacks tensors only")
     scalar = helper.make_tensor_value_info
-    body.input.extend([scalar("conformance_i", onnx.TensorProto.INT64, []), scalar("conformance_c", onnx.TensorProto.BOOL, [])])
+    body.input.extend(
+        [scalar("conformance_i", onnx.TensorProto.INT64, []), scalar("conformance_c", onnx.TensorProto.BOOL, [])]
+    )
     body.node.append(helper.make_node("Identity", ["conformance_c"], ["conformance_go"]))
     body.output.insert(0, scalar("conformance_go", onnx.TensorProto.BOOL, []))
     outputs = [info.name for info in graph.output]

@@ -84,7 +84,7 @@ class GraphoptBackend(Backend):
             raise GraphoptError(f"device {device}: {missing}")
         folder = tempfile.TemporaryDirectory(prefix="graphopt-backend-")
         try:
-            captured, result = _transform(model, target, Path(folder.name), kwargs)
+            captured, result = transform(model, target, Path(folder.name), kwargs)
             runner = _open(captured, target, Path(folder.name))
         except BaseException:
             folder.cleanup()
@@ -162,7 +162,8 @@ def _target(device: str) -> Any:
     return make_target(f"cuda{{device-id={parsed.device_id}}}")
 
 
-def _transform(model: ModelProto, target: Any, folder: Path, options: Mapping[str, Any]) -> tuple[ir.Model, RunResult]:
+def transform(model: ModelProto, target: Any, folder: Path, options: Mapping[str, Any]) -> tuple[ir.Model, RunResult]:
+    """Capture a model and run the pipeline that the options of `prepare` ask for; `folder` holds temporary files."""
     from graphopt.frontends.onnx import load
     from graphopt.manager import pipeline as pipelines
     from graphopt.manager.context import Context
