@@ -102,7 +102,6 @@ class BindDims(Pass):
             changed = bind_dims(model, bindings) if bindings else 0
             changed += set_input_shapes(model, shapes) if shapes else 0
         except GraphoptError as error:
-            ctx.rewriter.rewrites.pop()
             raise GraphoptError(f"pass {str(self)!r}: {error}") from None
         done.update(bindings)
         ctx.remarks.applied(self.name, "<whole model>", "", f"{changed} values have another shape")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.ir import hash as ir_hash
 from graphopt.ir.sites import name_nodes
 from graphopt.ir.verifier import Interface, verify
@@ -26,7 +27,7 @@ from graphopt.manager.pipeline import Pipeline, parse
 from graphopt.manager.runner import run
 
 PASSES = registry.passes()
-EXAMPLES = {"bind-dims": "bind-dims{dims=[N=2]}"}
+EXAMPLES = {"bind-dims": "bind-dims{N=2}"}
 """How passes that cannot be made without options are written here."""
 
 LIMIT = {"exact": 0.0, "reassociates": 1e-4}
@@ -111,7 +112,13 @@ def test_survives_awkward_graphs(name: str, graph: Any, run_model: Any, evaluate
         ctx = awkward.take(evaluate)
         model, where = ctx.model, f"{name} on {title!r}"
         was, interface = ir_hash.fingerprint(model), Interface.of(model)
-        applied = _apply(item, ctx)
+        try:
+            applied = _apply(item, ctx)
+        except GraphoptError as error:
+            # Asked for by name, such a pass refuses a model that has nothing of that name.
+            known = not isinstance(error, PassError | VerificationError)
+            assert known and item.changes_interface and ir_hash.fingerprint(model) == was, f"{where}: {error}"
+            continue
         changed = ir_hash.fingerprint(model) != was
         assert changed == bool(applied), f"{where}: {applied} rewrites were counted, changed is {changed}"
         if not applied:
