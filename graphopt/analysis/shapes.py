@@ -152,7 +152,8 @@ class Shapes:
             return None
         shape = value.shape
         seen = self._seen.get(value)
-        if seen is not None and seen[0] is shape:
+        # A value that became a graph output has the declared shape now; what was inferred for it still holds.
+        if seen is not None and (seen[0] is shape or value.is_graph_output()):
             return seen[1]
         if shape is None:
             return None
