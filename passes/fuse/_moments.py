@@ -26,6 +26,7 @@ class Normalized:
     axes: tuple[int, ...]
     epsilon: float
     centered: bool
+    mean: ir.Value | None = None
 
 
 def read_normalized(region: Region, value: ir.Value) -> Normalized:
@@ -68,8 +69,8 @@ def _read_division(region: Region, value: ir.Value) -> Normalized:
     raise NoMatch("not a product with one over a square root")
 
 
-def _read_root(region: Region, deviation: ir.Value, root: ir.Value, *, inverse: bool) -> Normalized:
-    """`root` is sqrt(mean square + epsilon), or one over it."""
+def _read_root(region: Region, deviation: ir.Value | None, root: ir.Value, *, inverse: bool) -> Normalized:
+    """`root` is sqrt(mean square + epsilon), or one over it; the mean square of `deviation` where that is given."""
     m = region.m
     half = 0.5
     if inverse and producer_is(m, root, "Reciprocal"):
@@ -91,16 +92,17 @@ def _read_root(region: Region, deviation: ir.Value, root: ir.Value, *, inverse: 
     return _read_variance(region, deviation, variance)
 
 
-def _read_variance(region: Region, deviation: ir.Value, value: ir.Value) -> Normalized:
+def _read_variance(region: Region, deviation: ir.Value | None, value: ir.Value) -> Normalized:
     m = region.m
     add = region.node(value, "Add")
     mean, epsilon = _with_constant(m, add)
     square, axes = _mean(region, mean)
-    if square_of(region, square) is not deviation:
+    squared = square_of(region, square)
+    if deviation is not None and squared is not deviation:
         raise NoMatch("the mean square is not that of the value that is divided")
-    if producer_is(m, deviation, "Sub"):
-        return _centered(region, deviation, axes, epsilon)
-    return Normalized(deviation, axes, epsilon, centered=False)
+    if producer_is(m, squared, "Sub"):
+        return _centered(region, squared, axes, epsilon)
+    return Normalized(squared, axes, epsilon, centered=False)
 
 
 def _centered(region: Region, deviation: ir.Value, axes: tuple[int, ...], epsilon: float) -> Normalized:
@@ -115,7 +117,58 @@ def _centered(region: Region, deviation: ir.Value, axes: tuple[int, ...], epsilo
         # Any difference may be normalised by its root mean square.
         return Normalized(deviation, axes, epsilon, centered=False)
     region.nodes = inner.nodes
-    return Normalized(x, axes, epsilon, centered=True)
+    return Normalized(x, axes, epsilon, centered=True, mean=mean)
+
+
+def read_scaled_root(region: Region, value: ir.Value) -> tuple[Normalized, ir.Value | None]:
+    """Read `d * (r * scale)`, r one over the root: what is normalised and the scale (None: 1).
+
+    Raises:
+        NoMatch: it is something else.
+    """
+    product = region.node(value, "Mul")
+    for deviation, other in (product.inputs, product.inputs[::-1]):
+        assert deviation is not None and other is not None
+        try:
+            inner = region.copy()
+            found, scale = _read_inverse(inner, deviation, other)
+        except NoMatch:
+            continue
+        region.nodes = inner.nodes
+        return found, scale
+    raise NoMatch("not a product with a scaled one over a square root")
+
+
+def read_affine(region: Region, product: ir.Value, rest: ir.Value) -> tuple[Normalized, ir.Value | None, ir.Value]:
+    """Read `x * q + (bias - mean * q)`, q = r * scale, r one over the root: what is normalised, the scale, the bias.
+
+    Raises:
+        NoMatch: it is something else.
+    """
+    times, less = region.node(product, "Mul"), region.node(rest, "Sub")
+    bias, shift = less.inputs
+    shifted = region.node(shift, "Mul")
+    for x, q in (times.inputs, times.inputs[::-1]):
+        mean = next((v for v in shifted.inputs if v is not q), None)
+        if q is None or bias is None or not any(v is q for v in shifted.inputs):
+            continue
+        found, scale = _read_inverse(region, None, q)
+        if found.centered and found.x is x and found.mean is mean:
+            return found, scale, bias
+    raise NoMatch("not x * q + (bias - mean * q)")
+
+
+def _read_inverse(region: Region, deviation: ir.Value | None, q: ir.Value) -> tuple[Normalized, ir.Value | None]:
+    """Read q as one over the root, or as that times a scale."""
+    m = region.m
+    choices: list[tuple[ir.Value | None, ir.Value | None]] = [(q, None)]
+    if producer_is(m, q, "Mul"):
+        a, b = region.node(q, "Mul").inputs
+        choices = [(a, b), (b, a)]
+    for root, scale in choices:
+        if root is not None and producer_is(m, root, "Reciprocal", "Div", "Pow"):
+            return _read_root(region, deviation, root, inverse=True), scale
+    raise NoMatch("no one over a square root")
 
 
 def _with_constant(m: Match, add: ir.Node) -> tuple[ir.Value, float]:

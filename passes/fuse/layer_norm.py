@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
 from graphopt.passes.fuse._expr import Region, producer_is
-from graphopt.passes.fuse._moments import Normalized, read_normalized
+from graphopt.passes.fuse._moments import Normalized, read_affine, read_normalized, read_scaled_root
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.match import Match
+
+    Reading = Callable[[Region], tuple[Normalized, ir.Value | None, ir.Value | None]]
 
 _ROOTS = ("Sqrt", "Pow", "Reciprocal")
 
@@ -36,11 +39,10 @@ class _Norm(NodePass):
         if not any(_near_root(value, 5) for value in node.inputs):
             raise Uninteresting("no square root near")
         reason = "not a normalisation"
-        for value, scale, bias in self._splits(m, node):
+        for read in self._readings(m, node):
             region = Region(m)
-            region.nodes.update(dict.fromkeys(_between(m, node, value)))
             try:
-                found = read_normalized(region, value)
+                found, scale, bias = read(region)
                 axis = self._axis(m, found)
                 _fits(m, scale, found, axis)
                 _fits(m, bias, found, axis)
@@ -56,6 +58,20 @@ class _Norm(NodePass):
             m.supports(self.op_type, like=found.x)
             return self._make(op, m, found, axis, scale, bias)
         raise NoMatch(reason)
+
+    def _readings(self, m: Match, node: ir.Node) -> Iterator[Reading]:
+        """The ways to read the root, from the largest expression to the smallest."""
+        out = node.outputs[0]
+        if node.op_type == "Add" and self.has_bias:
+            for value, other in (node.inputs, node.inputs[::-1]):
+                if value is not None and other is not None and producer_is(m, value, "Mul"):
+                    if producer_is(m, other, "Sub"):
+                        yield partial(read_affine, product=value, rest=other)
+                    yield partial(_distributed, value=value, bias=other)
+        if node.op_type == "Mul":
+            yield partial(_distributed, value=out, bias=None)
+        for value, scale, bias in self._splits(m, node):
+            yield partial(_plain, root=node, value=value, scale=scale, bias=bias)
 
     def _splits(self, m: Match, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value | None, ir.Value | None]]:
         """The ways to read the root as value [* scale] [+ bias]."""
@@ -135,13 +151,33 @@ class FuseRMSNorm(_Norm):
         return super().rewrite_node(op, m, node)
 
 
+def _plain(
+    region: Region, root: ir.Node, value: ir.Value, scale: ir.Value | None, bias: ir.Value | None
+) -> tuple[Normalized, ir.Value | None, ir.Value | None]:
+    region.nodes.update(dict.fromkeys(_between(region.m, root, value)))
+    return read_normalized(region, value), scale, bias
+
+
+def _distributed(
+    region: Region, value: ir.Value, bias: ir.Value | None
+) -> tuple[Normalized, ir.Value | None, ir.Value | None]:
+    found, scale = read_scaled_root(region, value)
+    if scale is None:
+        raise NoMatch("no scale")
+    return found, scale, bias
+
+
 def _near_root(value: ir.Value | None, depth: int) -> bool:
     node = value.producer() if value is not None else None
     if node is None:
         return False
     if node.op_type in _ROOTS:
         return True
-    return depth > 1 and node.op_type in ("Mul", "Div", "Cast") and any(_near_root(v, depth - 1) for v in node.inputs)
+    return (
+        depth > 1
+        and node.op_type in ("Mul", "Div", "Cast", "Sub")
+        and any(_near_root(v, depth - 1) for v in node.inputs)
+    )
 
 
 def _between(m: Match, root: ir.Node, value: ir.Value) -> list[ir.Node]:
@@ -162,8 +198,8 @@ def _fits(m: Match, value: ir.Value | None, found: Normalized, axis: int) -> Non
     padded = (1,) * (rank - len(dims)) + dims
     m.require(all(dim == 1 for dim in padded[:axis]), "scale or bias varies along other axes")
     whole = m.dims(found.x)
-    same = all(m.equal(dim, whole[at]) for at, dim in enumerate(padded) if at >= axis)
-    m.require(same or m.is_const(value), "scale or bias does not have the sizes of the normalised axes")
+    same = all(dim == 1 or m.equal(dim, whole[at]) for at, dim in enumerate(padded) if at >= axis)
+    m.require(same, "scale or bias does not have the sizes of the normalised axes")
 
 
 def _more_behind(m: Match, node: ir.Node, more: tuple[str, ...], found: Normalized, axis: int) -> bool:
