@@ -42,6 +42,14 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """What is added to the scores, and whether it may be -inf over a whole row whose NaN the graph turns into 0."""
+
+    value: ir.Value | None
+    may_hide_rows: bool
+
+
+@dataclass(frozen=True)
 class Core:
     """One attention core.
 
@@ -197,28 +205,41 @@ def _require_broadcast(m: Match, mask: ir.Value, dims: tuple[Any, ...]) -> None:
         m.require(have == 1 or m.equal(have, want), f"mask dim {have} may not be the scores' {want}")
 
 
-def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size) -> ir.Value | None:
-    """All masks as one bias of shape [batch or 1, heads or 1, positions, key positions]; None where nothing is masked.
+def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size) -> Bias:
+    """All masks as one bias of shape [batch or 1, heads or 1, positions, key positions].
 
     Args:
         op, m: the builder and the match.
         core: what was found.
         rows, columns: an axis that has the size of the positions, and of the key positions.
-
-    Raises:
-        NoMatch: rows may be masked entirely by -inf, which the softmax turns into NaN and the graph into 0.
     """
     masks = [mask for mask in core.masks if not _is_neutral(m, mask)]
-    if not masks:
-        return None
-    finite = not core.zeroes_nan or all(_is_finite(mask) for mask in masks)
-    m.require(finite, "a row may be masked with -inf as a whole, and NaN becomes 0 there")
     total: ir.Value | None = None
     for mask in masks:
         bias = mask.bias if mask.bias is not None else _as_bias(op, mask, core)
         total = bias if total is None else op.Add(total, bias)
-    assert total is not None
-    return _filled_out(op, m, total, core, rows, columns)
+    if total is None:
+        return Bias(None, may_hide_rows=False)
+    hides = core.zeroes_nan and not (len(masks) == 1 and _shows_every_row(masks[0])) and not all(map(_is_finite, masks))
+    return Bias(_filled_out(op, m, total, core, rows, columns), hides)
+
+
+def zero_hidden_rows(op: Builder, m: Match, bias: Bias, result: ir.Value) -> ir.Value:
+    """`result` [batch, positions, width] with 0 in the rows whose bias is -inf throughout: there the softmax is NaN."""
+    if bias.value is None or not bias.may_hide_rows:
+        return result
+    m.require(m.dims(bias.value)[1] == 1, "whole rows of single heads may be masked with -inf, and NaN becomes 0 there")
+    m.require(m.opset() >= 18, "rows masked with -inf as a whole need ops of opset 18")
+    top = op.ReduceMax(bias.value, [1, 3], keepdims=0)
+    hidden = op.IsInf(op.Unsqueeze(top, [2]), detect_positive=0)
+    return op.Where(hidden, _zero(op, result), result)
+
+
+def _zero(op: Builder, like: ir.Value) -> ir.Value:
+    import numpy as np
+
+    assert like.dtype is not None
+    return op.const(np.asarray(0, like.dtype.numpy()), "zero")
 
 
 def _as_bias(op: Builder, mask: Mask, core: Core) -> ir.Value:
@@ -226,8 +247,7 @@ def _as_bias(op: Builder, mask: Mask, core: Core) -> ir.Value:
 
     scores = core.softmax.inputs[0]
     assert scores is not None and scores.dtype is not None
-    dtype = scores.dtype.numpy()
-    zero, fill = op.const(np.asarray(0, dtype), "zero"), op.const(np.asarray(mask.fill, dtype), "fill")
+    zero, fill = _zero(op, scores), op.const(np.asarray(mask.fill, scores.dtype.numpy()), "fill")
     choices = (fill, zero) if mask.inverted else (zero, fill)
     return op.Where(mask.keep, *choices)
 
@@ -313,6 +333,17 @@ _PASS_THROUGH = (
     "Flatten",
     "Tile",
 )
+
+
+def _shows_every_row(mask: Mask) -> bool:
+    """Whether a constant mask leaves an element of each row above -inf."""
+    import numpy as np
+
+    array = const_array(mask.bias if mask.bias is not None else mask.keep)
+    if array is None or array.ndim == 0:
+        return False
+    shown = array > -np.inf if mask.bias is not None else array != mask.inverted
+    return bool(shown.any(axis=-1).all())
 
 
 def _is_finite(mask: Mask) -> bool:

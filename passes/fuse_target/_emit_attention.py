@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from graphopt.ir.builder import NoMatch
-from graphopt.passes.fuse_target._attention_core import Core, Size, build_bias
+from graphopt.passes.fuse_target._attention_core import Core, Size, build_bias, zero_hidden_rows
 from graphopt.passes.fuse_target._projections import Projection, find_projection
 
 if TYPE_CHECKING:
@@ -36,34 +37,60 @@ def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
     """
     packed = _packed(m, core, heads)
     if packed is not None:
-        source = Size(packed[0][1].source, 1)
-        return _attention(op, m, core, heads, packed, build_bias(op, m, core, source, source))
+        source = _batch_first(op, packed[0].projection.source, packed[0].swapped)
+        size = Size(source, 1)
+        bias = build_bias(op, m, core, size, size)
+        return zero_hidden_rows(op, m, bias, _attention(op, m, core, heads, source, packed, bias.value))
     query = _query(op, m, core, heads)
-    rows = Size(query.value, 1)
-    key = _pick(core.key, "B", "T", f"{core.heads}D")
-    value = _pick(core.value, "B", "T", f"{core.heads}V", unscaled=True)
-    if key is not None and value is not None:
-        alike = not key.repeated and not value.repeated
-        if alike or _groups(m, core, heads, key, value):
-            bias = build_bias(op, m, core, rows, Size(key.value, 1))
-            make = _multi_head if alike else _group_query
-            return make(op, m, core, heads, query, key, value, bias)
-    key, value = _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V")
-    return _multi_head(op, m, core, heads, query, key, value, build_bias(op, m, core, rows, Size(key.value, 2)))
+    rows, letter = Size(query.value, 1), core.heads
+    key, value = _pick(core.key, "T", f"{letter}D"), _pick(core.value, "T", f"{letter}V", unscaled=True)
+    alike = key is not None and value is not None and not key.repeated and not value.repeated
+    if key is not None and value is not None and (alike or _groups(m, core, heads, key, value)):
+        key, value = _turned(op, key), _turned(op, value)
+        bias = build_bias(op, m, core, rows, Size(key.value, 1))
+        make = _multi_head if alike else _group_query
+    else:
+        key, value = _by_head(op, m, core.key, "D"), _by_head(op, m, core.value, "V")
+        bias = build_bias(op, m, core, rows, Size(key.value, 2))
+        make = _multi_head
+    return zero_hidden_rows(op, m, bias, make(op, m, core, heads, query, key, value, bias.value))
 
 
-def _pick(views: Sequence[View], *layout: str, unscaled: bool = False) -> View | None:
-    """The nearest view of that layout."""
-    return next((view for view in views if view.lies(*layout) and not (unscaled and view.scale != 1.0)), None)
+def _pick(views: Sequence[View], position: str, outputs: str, unscaled: bool = False) -> View | None:
+    """The nearest view that holds [batch, positions, outputs], or positions first."""
+    for order in (("B", position, outputs), (position, "B", outputs)):
+        for view in views:
+            if view.lies(*order) and not (unscaled and view.scale != 1.0):
+                return view
+    return None
+
+
+def _is_swapped(view: View) -> bool:
+    """Whether the positions lie in front of the batch."""
+    first = [factor.name for factor in view.axes[0]]
+    second = [factor.name for factor in view.axes[1] if factor.size != 1]
+    return "B" in second or (bool(first) and "B" not in first)
+
+
+def _turned(op: Builder, view: View) -> View:
+    """The view with the batch first."""
+    if not _is_swapped(view):
+        return view
+    first, second, *rest = view.axes
+    return replace(view, value=op.Transpose(view.value, perm=[1, 0, 2]), axes=(second, first, *rest))
+
+
+def _batch_first(op: Builder, value: ir.Value, swapped: bool) -> ir.Value:
+    return op.Transpose(value, perm=[1, 0, 2]) if swapped else value
 
 
 def _query(op: Builder, m: Match, core: Core, heads: Heads) -> View:
     """The query as [batch, positions, heads * channels], transposed into it where it does not come so."""
     from graphopt.passes.fuse_target._layout import View
 
-    found = _pick(core.query, "B", "S", f"{core.heads}D")
+    found = _pick(core.query, "S", f"{core.heads}D")
     if found is not None and not found.repeated:
-        return found
+        return _turned(op, found)
     m.require(core.heads == "H", "batch and heads of the query share an axis")
     rows = op.Transpose(core.query[0].value, perm=[0, 2, 1, 3])
     return View(op.Reshape(rows, [0, 0, heads.count * heads.width]), ())
@@ -73,9 +100,9 @@ def _by_head(op: Builder, m: Match, views: Sequence[View], channel: str) -> View
     """Key or value as [batch, heads, positions, channels]."""
     from graphopt.passes.fuse_target._layout import View
 
-    found = _pick(views, "B", "H", "T", channel, unscaled=channel == "V")
-    if found is not None and not found.repeated:
-        return found
+    for view in views:
+        if view.lies("B", "H", "T", channel) and not view.repeated and (channel == "D" or view.scale == 1.0):
+            return view
     first = views[0]
     m.require(len(first.axes) == 4, "batch and heads of key or value share an axis")
     return View(op.Transpose(first.value, perm=[0, 1, 3, 2]), ())
@@ -88,9 +115,18 @@ def _total_scale(core: Core, query: View, key: View) -> float:
 # -- one node for the projections too ---------------------------------------------------------------------------------
 
 
-def _packed(m: Match, core: Core, heads: Heads) -> tuple[tuple[View, Projection], ...] | None:
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer behind q, k or v: its view, the layer, and whether positions lie in front of the batch."""
+
+    view: View
+    projection: Projection
+    swapped: bool
+
+
+def _packed(m: Match, core: Core, heads: Heads) -> tuple[Layer, ...] | None:
     """q, k and v as linear layers of one input, when Attention can take them all in."""
-    if m.ctx.supports("Attention", MS, "FLOAT") is not None or core.heads != "H" or not m.equal(*core.dims[-2:]):
+    if m.ctx.supports("Attention", MS, "FLOAT") is not None or not m.equal(*core.dims[-2:]):
         return None
     found = []
     for views, position, channel, width in (
@@ -98,62 +134,65 @@ def _packed(m: Match, core: Core, heads: Heads) -> tuple[tuple[View, Projection]
         (core.key, "T", "D", heads.width),
         (core.value, "T", "V", heads.value_width),
     ):
-        layer = _linear(m, views, position, channel, heads.count * width)
+        layer = _linear(m, views, position, [core.heads, channel], heads.count * width)
         if layer is None:
             return None
         found.append(layer)
-    sources = {id(layer.source) for _, layer in found}
-    if len(sources) != 1 or found[2][0].scale != 1.0:
-        return None
-    return tuple(found)
+    alike = len({(id(layer.projection.source), layer.swapped) for layer in found}) == 1
+    return tuple(found) if alike and found[2].view.scale == 1.0 else None
 
 
-def _linear(m: Match, views: Sequence[View], position: str, channel: str, width: int) -> tuple[View, Projection] | None:
+def _linear(m: Match, views: Sequence[View], position: str, wanted: list[str], width: int) -> Layer | None:
     for view in views:
         if len(view.axes) != 3 or view.repeated:
             continue
-        left = [[factor.name for factor in axis if factor.size != 1] for axis in view.axes[:2]]
-        outputs = [factor.name for factor in view.axes[2] if factor.index is None and factor.size != 1]
-        if any(names not in ([name], []) for names, name in zip(left, ("B", position), strict=True)):
+        outer = [[factor.name for factor in axis if factor.size != 1] for axis in view.axes[:2]]
+        picked = [factor for factor in view.axes[2] if factor.index is None]
+        if [factor.name for factor in picked if factor.size != 1] != [n for n in wanted if _size(view, n) != 1]:
             continue
-        if outputs not in (["H", channel], ["H"], [channel]):
+        expected = [[name] if _size(view, name) != 1 else [] for name in ("B", position)]
+        if outer not in (expected, expected[::-1]) or math.prod(factor.size for factor in picked) != width:
             continue
         try:
-            layer = find_projection(m, view)
+            return Layer(view, find_projection(m, view), _is_swapped(view))
         except NoMatch:
             continue
-        size = 1
-        for factor in view.axes[2]:
-            size *= factor.size if factor.index is None else 1
-        return (view, layer) if size == width else None
     return None
 
 
+def _size(view: View, name: str) -> Any:
+    return next((factor.size for axis in view.axes for factor in axis if factor.name == name), None)
+
+
 def _attention(
-    op: Builder, m: Match, core: Core, heads: Heads, packed: Sequence[tuple[View, Projection]], bias: ir.Value | None
+    op: Builder,
+    m: Match,
+    core: Core,
+    heads: Heads,
+    source: ir.Value,
+    packed: Sequence[Layer],
+    bias: ir.Value | None,
 ) -> ir.Value:
     import numpy as np
 
-    (query, q), (key, k), (_, v) = packed
-    weights = [layer.read_weight(m) for layer in (q, k, v)]
-    biases = [layer.read_bias(m) for layer in (q, k, v)]
+    layers = [layer.projection for layer in packed]
+    weights = [layer.read_weight(m) for layer in layers]
+    biases = [layer.read_bias(m) for layer in layers]
     full = [b if b is not None else np.zeros(w.shape[1], w.dtype) for b, w in zip(biases, weights, strict=True)]
     sizes = [heads.count * heads.width] * 2 + [heads.count * heads.value_width]
+    name = layers[0].weight.name
     return op.Attention(
-        q.source,
-        op.const(np.concatenate(weights, axis=1), f"{q.weight.name}_qkv"),
-        op.const(np.concatenate(full), f"{q.weight.name}_qkv_bias"),
+        source,
+        op.const(np.concatenate(weights, axis=1), f"{name}_qkv"),
+        op.const(np.concatenate(full), f"{name}_qkv_bias"),
         None,
         None,
         bias,
         _domain=MS,
         num_heads=heads.count,
-        scale=_total_scale(core, query, key),
+        scale=_total_scale(core, packed[0].view, packed[1].view),
         qkv_hidden_sizes=sizes if sizes[0] != sizes[2] else None,
     )
-
-
-# -- q, k and v made before -------------------------------------------------------------------------------------------
 
 
 def _multi_head(

@@ -80,7 +80,7 @@ def walk(m: Match, value: ir.Value, names: Sequence[str]) -> Iterator[View]:
     Raises:
         NoMatch: the rank differs.
     """
-    dims = m.dims(value)
+    dims = dims_of(m, value)
     m.require(len(dims) == len(names), f"value {value.name!r} has rank {len(dims)}, not {len(names)}")
     view = View(value, tuple((Factor(name, dim),) for name, dim in zip(names, dims, strict=True)))
     while True:
@@ -95,56 +95,69 @@ def walk(m: Match, value: ir.Value, names: Sequence[str]) -> Iterator[View]:
 
 
 def regroup(m: Match, factors: Sequence[Factor], dims: Sequence[Any]) -> Axes:
-    """Cut the factors into axes of the given sizes; a factor that spans several axes is split.
+    """Cut the factors into axes of the given sizes; a factor that ends in the middle of an axis is split.
+
+    The parts of a split factor `H` are called `H` (the slow one) and `h`.
 
     Raises:
         NoMatch: the sizes do not provably fit.
     """
     todo = list(factors)
     axes: list[tuple[Factor, ...]] = []
-    position = 0
-    while position < len(dims):
-        if dims[position] == 1 and not (todo and todo[0].size == 1):
+    for dim in dims:
+        if dim == 1 and not (todo and todo[0].size == 1):
             axes.append(())
-            position += 1
             continue
-        split = _split(m, todo[0], dims[position:]) if todo else None
-        if split is not None:
-            axes.extend((part,) for part in split)
-            position += len(split)
-            del todo[0]
-            continue
-        count = _prefix(m, todo, dims[position])
+        count = _run(m, todo, dim)
+        if count is None:
+            count = _split(m, todo, dim)
         axes.append(tuple(todo[:count]))
         del todo[:count]
-        position += 1
     if any(factor.size != 1 for factor in todo) or not axes:
         raise NoMatch("the factors do not fill the shape")
     return (*axes[:-1], (*axes[-1], *todo))
 
 
-def _prefix(m: Match, factors: Sequence[Factor], dim: Any) -> int:
+def _run(m: Match, factors: Sequence[Factor], dim: Any) -> int | None:
     """How many leading factors make up an axis of size `dim`."""
     product: Any = 1
     for count, factor in enumerate(factors, 1):
         product = multiply(product, factor.size)
         if m.equal(product, dim):
             return count
+    return None
+
+
+def _split(m: Match, factors: list[Factor], dim: Any) -> int:
+    """Split one factor, so that a run of leading factors makes up an axis of size `dim`; return the run's length."""
+    left: Any = dim
+    for position, factor in enumerate(factors):
+        rest = _quotient(m, factor.size, left)
+        if rest is not None and factor.index is None:
+            factors[position : position + 1] = Factor(factor.name, left), Factor(factor.name.lower(), rest)
+            return position + 1
+        left = _quotient(m, left, factor.size)
+        if left is None:
+            break
     raise NoMatch(f"no run of factors has the size {dim}")
 
 
-def _split(m: Match, factor: Factor, dims: Sequence[Any]) -> list[Factor] | None:
-    """The factor in parts when it spans two or more axes, else None."""
-    if m.equal(factor.size, dims[0]) or factor.index is not None:
+def _quotient(m: Match, a: Any, b: Any) -> Any | None:
+    """a / b where b provably divides a."""
+    from graphopt.analysis import dims
+
+    if b == 0:
         return None
-    product: Any = dims[0]
-    for count, dim in enumerate(dims[1:], 2):
-        product = multiply(product, dim)
-        if m.equal(product, factor.size):
-            return [
-                Factor(factor.name if k == 0 else f"{factor.name.lower()}", size) for k, size in enumerate(dims[:count])
-            ]
-    return None
+    quotient = dims.floor_divide(a, b)
+    return quotient if m.equal(dims.multiply(quotient, b), a) else None
+
+
+def dims_of(m: Match, value: ir.Value) -> tuple[Any, ...]:
+    """The dims as inferred; for a graph output they say more than its declaration."""
+    known = m.ctx.shapes.dims(value)
+    m.require(known is not None, f"the rank of value {value.name!r} is unknown")
+    assert known is not None
+    return known
 
 
 def multiply(a: Any, b: Any) -> Any:

@@ -48,9 +48,21 @@ class FuseAttention(NodePass):
         m.supports("MultiHeadAttention", "com.microsoft", like=query)
         made = emit(op, m, core, _heads(m, core, merged))
         m.interior = [final, core.softmax]
+        if _is_by_position(merged):
+            made = op.Transpose(made, perm=[1, 0, 2])
         if m.rank(node.outputs[0]) == 3:
             return made
         return op.Reshape(made, [-1, m.dim(node.outputs[0], -1)])
+
+
+# The final product seen from where the heads are merged; X is heads and channels. The second row of each: positions
+# before the batch, as torch.nn.MultiheadAttention has them.
+_BATCH_FIRST = (("B", "X", "S", "x"), ("BX", "S", "x"), ("B", "X", "b", "x"), ("BX", "b", "x"))
+_POSITIONS_FIRST = (("S", "X", "B", "x"), ("SX", "B", "x"), ("b", "X", "B", "x"), ("bX", "B", "x"))
+
+
+def _is_by_position(view: View) -> bool:
+    return not any(view.lies(*layout) for layout in _BATCH_FIRST)
 
 
 def _final_product(node: ir.Node) -> ir.Node:
@@ -84,13 +96,11 @@ def _merged_heads(m: Match, value: ir.Value, final: ir.Node, core: Core) -> View
     rank = m.rank(value)
     if rank not in (2, 3):
         raise Uninteresting("the heads are not merged here")
-    wanted = {3: (("B", "X", "S", "x"), ("BX", "S", "x")), 2: (("B", "X", "b", "x"), ("BX", "b", "x"))}[rank]
     for view in walk(m, value, ("B", "S", "X") if rank == 3 else ("B", "X")):
         if view.value is final.outputs[0] and view.scale == 1.0 and not view.repeated:
-            if any(view.lies(*layout) for layout in wanted):
+            if any(view.lies(*layout) for layout in (*_BATCH_FIRST, *_POSITIONS_FIRST)):
                 return view
             break
-    m.require(len(core.dims) == 4 or rank == 3, "batch and heads share an axis and the result has rank 2")
     raise Uninteresting("the heads are not merged here")
 
 
