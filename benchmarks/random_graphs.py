@@ -1,0 +1,223 @@
+"""Figure 5: random graphs through all passes: no broken rule, no wrong number, no pass untested.
+
+    python -m benchmarks.random_graphs [--graphs N] [--seed S] [--jobs J] [--failures FILE] [--no-mutants]
+
+A graph is made from one integer (tests/property). A mutant is a rule made wrong on purpose: the checks must notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figure import ROOT, Figure, Table, arguments, say
+
+GRAPHS = 5000
+# Below so many applied rewrites a pass counts as untested.
+MIN_APPLIED = 50
+_HANG_SECONDS = 120.0
+
+
+def _work(pipe: Connection, job: str) -> None:
+    """A worker: takes a seed or a rule's name, sends back what it gave."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import faulthandler
+
+    faulthandler.disable()
+    if job == "seeds":
+        from property.campaign import as_dict, examine
+
+        run: Callable[[Any], Any] = lambda seed: as_dict(examine(seed))  # noqa: E731
+    else:
+        from property.mutants import as_dict as mutant_dict
+        from property.mutants import hunt
+
+        run = lambda name: mutant_dict(hunt(name))  # noqa: E731
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((item, run(item), ""))
+        except Exception as error:  # a mistake of the generator or the harness: reported as the seed's problem
+            import traceback
+
+            pipe.send((item, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+
+
+class Worker:
+    """A process that is started again when it dies."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.busy: Any = None
+        self.since = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(there, self.job), daemon=True)
+        self.process.start()
+        there.close()
+
+    def give(self, item: Any) -> None:
+        self.busy, self.since = item, time.monotonic()
+        self.pipe.send(item)
+
+    def take(self) -> tuple[Any, Any, str]:
+        """The result; a worker that died or hangs gives what it was at, and is replaced."""
+        item, self.busy = self.busy, None
+        try:
+            if self.pipe.poll(max(0.0, self.since + _HANG_SECONDS - time.monotonic())):
+                return self.pipe.recv()  # type: ignore[no-any-return]
+            reason = f"no answer in {_HANG_SECONDS:.0f} s"
+        except (EOFError, ConnectionResetError):
+            self.process.join(5)
+            reason = f"the process died with status {self.process.exitcode}"
+        self.process.kill()
+        self._start()
+        return item, None, reason
+
+
+def spread(items: Sequence[Any], job: str, jobs: int) -> Iterator[tuple[Any, Any, str]]:
+    """Results of all items from `jobs` processes, as they come."""
+    workers = [Worker(job) for _ in range(max(1, min(jobs, len(items))))]
+    waiting = iter(items)
+    for worker in workers:
+        worker.give(next(waiting))
+    while True:
+        active = {worker.pipe: worker for worker in workers if worker.busy is not None}
+        if not active:
+            break
+        late = [worker.pipe for worker in active.values() if time.monotonic() - worker.since > _HANG_SECONDS]
+        for pipe in wait(list(active), timeout=5.0) or late:
+            worker = active[pipe]  # type: ignore[index]
+            yield worker.take()
+            item = next(waiting, None)
+            if item is not None:
+                worker.give(item)
+    for worker in workers:
+        worker.pipe.close()
+        worker.process.join(10)
+
+
+class Tally:
+    """Sums over all seeds."""
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()
+        self.graphs: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.applied: Counter[str] = Counter()
+        self.near: Counter[str] = Counter()
+        self.problems: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        self.ran = 0
+
+    def add(self, seed: int, record: dict[str, Any] | None, error: str) -> None:
+        if record is None:
+            self.problems["(the run itself)", "crash"].append((seed, {"detail": error, "plan": f"seed {seed}", "text": ""}))
+            return
+        if record["refused"]:
+            self.refused[record["refused"][:70]] += 1
+            return
+        self.ran += 1
+        self.graphs.update(record["tried"])
+        self.changed.update(record["applied"].keys())
+        self.applied.update(record["applied"])
+        self.near.update(record["near"])
+        for problem in record["problems"]:
+            self.problems[problem["pipeline"], problem["kind"]].append((seed, problem))
+
+
+def report(tally: Tally) -> str:
+    """Failures by pass, each with its smallest graph: for those who write the passes."""
+    parts = []
+    for (name, kind), found in sorted(tally.problems.items(), key=lambda item: (-len(item[1]), item[0])):
+        seed, smallest = min(found, key=lambda item: (len(item[1]["text"]), item[0]))
+        seeds = ", ".join(str(seed) for seed, _ in found[:12])
+        parts.append(f"## {name}: {kind}, {len(found)} graphs\n\nseeds: {seeds}\n\n{smallest['plan']}\n\n{smallest['detail']}\n\n```\n{smallest['text'].strip()}\n```\n")
+    return "\n".join(parts) or "nothing fails\n"
+
+
+def figure(tally: Tally, names: Sequence[str], graphs: int, mutants: dict[str, dict[str, Any]] | None) -> Figure:
+    page = Figure(
+        "random-graphs",
+        "Random graphs through all passes",
+        f"{graphs} seeds; {tally.ran} graphs run in ONNX Runtime as they are made, the others are no test of a pass. Each goes through every "
+        "pass that its ops concern, two pairs of passes and `-O1` to `-O3` for the CPU, and is compared with the untouched graph on two "
+        "bindings of its symbols; exact passes also on NaN, infinities, zeros and denormals.",
+        (
+            "no verifier error, no crash, no wrong number",
+            f"each pass is applied at least {MIN_APPLIED} times",
+            "of each rule at least one mutant is caught",
+        ),
+    )
+    table = Table(("pass", "graphs", "changed", "applied", "near misses", "mutants", "caught"))
+    for name in names:
+        found = (mutants or {}).get(name)
+        cells = ("-", "-") if found is None else (found["made"], found["caught"])
+        table.add(name, tally.graphs[name], tally.changed[name], tally.applied[name], tally.near[name], *cells)
+        page.require(tally.applied[name] >= MIN_APPLIED, f"{name}: applied {tally.applied[name]} times only")
+        if mutants is not None:
+            page.require(bool(found and found["caught"]), f"{name}: no mutant is caught")
+    page.tables.append(table)
+    if tally.problems:
+        listed = Table(("pipeline", "kind", "graphs", "first seed", "what"), "What fails", words=2)
+        for (name, kind), problems in sorted(tally.problems.items()):
+            listed.add(name, kind, len(problems), problems[0][0], problems[0][1]["detail"].splitlines()[0][:160])
+        page.tables.append(listed)
+    page.require(not tally.problems, f"{sum(map(len, tally.problems.values()))} failures")
+    return page
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--graphs", type=int, default=GRAPHS, help=f"how many seeds (default {GRAPHS}; another number writes no page)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--failures", type=Path, help="write failures by pass, with the smallest graph of each")
+    parser.add_argument("--no-mutants", action="store_true", help="leave the mutants out (writes no page)")
+    options = parser.parse_args()
+    start, tally = time.monotonic(), Tally()
+    seeds = range(options.seed, options.seed + options.graphs)
+    for count, (seed, record, error) in enumerate(spread(seeds, "seeds", options.jobs), 1):
+        tally.add(seed, record, error)
+        if count % 500 == 0:
+            say(f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {sum(map(len, tally.problems.values()))} failures")
+    mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
+    if options.failures:
+        options.failures.write_text(report(tally), encoding="utf-8")
+    sys.path.insert(0, str(ROOT / "tests"))
+    from property.campaign import pipelines
+
+    page = figure(tally, sorted(pipelines()), options.graphs, mutants)
+    say(f"{tally.ran} graphs ran, {sum(tally.refused.values())} were refused: {tally.refused.most_common(5)}")
+    say(f"{time.monotonic() - start:.0f} s")
+    return page.finish(write=not (options.no_write or options.no_mutants or options.graphs != GRAPHS or options.seed))
+
+
+def hunt_mutants(jobs: int, tally: Tally) -> dict[str, dict[str, Any]]:
+    """For each pass, its mutants and how many are caught."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from property.campaign import pipelines
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, result, error in spread(sorted(pipelines()), "mutants", jobs):
+        if result is None:
+            tally.problems["(mutants)", name].append((0, {"detail": error, "plan": name, "text": ""}))
+        else:
+            found[name] = result
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
