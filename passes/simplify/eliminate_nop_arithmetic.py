@@ -35,9 +35,8 @@ _ONE_INPUT = ("Sum", "Mean", "Max", "Min")
 class EliminateNopArithmetic(NodePass):
     """x + 0 -> x, and so for x - 0, x * 1, x / 1, x ** 1, x and true, x or false, max(x, -inf), and a Sum of one.
 
-    Exact up to the sign of a zero: -0.0 + 0.0 is 0.0, and the two count as equal. Nothing else of this rule changes a
-    sign; a zero that is subtracted or has a minus sign keeps it. The shape must provably stay: the constant may not
-    broadcast x.
+    Exact up to the sign of a zero: -0.0 + 0.0 is 0.0, and the two count as equal unless a user divides by the sum.
+    Nothing else of this rule changes a sign. The shape must provably stay: the constant may not broadcast x.
     """
 
     name: ClassVar[str] = "eliminate-nop-arithmetic"
@@ -60,7 +59,17 @@ class EliminateNopArithmetic(NodePass):
         assert x is not None
         m.require(m.same_shape(x, node.outputs[0]), "the constant broadcasts the other operand, or may")
         m.not_quantized([x, node.outputs[0]])
+        if node.op_type == "Add":
+            m.require(not _shows_sign(node.outputs[0]), "x may be -0.0, whose sign shows in a quotient")
         return x
+
+
+def _shows_sign(value: ir.Value) -> bool:
+    """Whether a user divides by the value: 1 / -0.0 is -inf."""
+    for use in value.uses():
+        if use.node.op_type in ("Reciprocal", "Pow") or (use.node.op_type == "Div" and use.idx == 1):
+            return value.dtype is None or value.dtype.is_floating_point()
+    return False
 
 
 def _all_are(m: Match, value: ir.Value | None, wanted: float) -> bool:
@@ -73,7 +82,8 @@ def _all_are(m: Match, value: ir.Value | None, wanted: float) -> bool:
         return known is not None and len(known) > 0 and all(item == wanted for item in known)
     if not 0 < tensor.size <= _SMALL or tensor.dtype.name == "STRING":
         return False
-    return bool((tensor.numpy() == wanted).all())
+    array = tensor.numpy().reshape(-1)
+    return bool(array[0] == wanted and (array == wanted).all())
 
 
 _SMALL = 1 << 16
