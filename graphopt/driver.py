@@ -25,7 +25,7 @@ from graphopt.manager import pipeline as pipelines
 from graphopt.manager.context import Context
 from graphopt.manager.instruments import Instruments, When
 from graphopt.manager.pipeline import Pipeline
-from graphopt.manager.registry import make_target
+from graphopt.manager.registry import get, make_target
 from graphopt.manager.runner import RunResult, run
 from graphopt.repro import write_repro
 
@@ -206,13 +206,20 @@ def compile(
             "numerics": numbers.verdict(),
             "pipeline": str(job.pipeline),
             "settings": dict(files.settings),
-            "target": str(target) if isinstance(target, str) else target.name,
+            "target": str(chosen),
             "versions": versions(),
         }
         report = {**job.summary(numbers), "notes": list(files.notes), "machine": machine()}
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
     return Artifact(out, manifest, report)
+
+
+def _check_print_after(names: Sequence[str], pipeline: Pipeline) -> None:
+    there = {item.name for item in pipeline.passes()}
+    for name in names:
+        if name not in ("all", "changed") and get(name).name not in there:
+            raise GraphoptError(f"--print-ir-after {name}: the pipeline has no such pass")
 
 
 class _Job:
@@ -223,6 +230,7 @@ class _Job:
         self.target = target
         self.seconds: dict[str, float] = {}
         self.pipeline = plan_pipeline(options, target)
+        _check_print_after(options.print_after, self.pipeline)
         start = time.perf_counter()
         self.model, origin = capture(source, options.input_shapes, options.dims)
         self.seconds["capture"] = time.perf_counter() - start

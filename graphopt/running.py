@@ -52,10 +52,10 @@ def runnable(source: str | Path, target: str | None = None) -> Runnable:
     if not path.is_dir():
         return Runnable(path, make_target(target or "cpu"), None)
     artifact = artifacts.load(path)
-    own = artifact.manifest["target"]
-    if target is not None and target != own:
-        raise GraphoptError(f"{path} was compiled for {own!r}, not {target!r}; compile it again for that target")
-    return Runnable(artifact.main, make_target(own), dict(artifact.manifest["settings"]))
+    own = make_target(artifact.manifest["target"])
+    if target is not None and make_target(target) != own:
+        raise GraphoptError(f"{path} was compiled for {str(own)!r}, not {target!r}; compile it again for that target")
+    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]))
 
 
 def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0) -> dict[str, Any]:

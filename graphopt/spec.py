@@ -166,6 +166,22 @@ def _hint(cls: type[Any], field: str) -> Any:
     return typing.get_type_hints(alone, globalns=vars(sys.modules[owner.__module__]))[field]
 
 
+def option_type(cls: type[Any], field: str) -> str:
+    """How an option's type is told to users: `int`, `cpu|cuda`, `list of str`, `int or none`."""
+    return _type_text(_hint(cls, field))
+
+
+def _type_text(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if arg is type(None) else _type_text(arg) for arg in args)
+    if origin is tuple:
+        return f"list of {_type_text(args[0])}"
+    return getattr(hint, "__name__", str(hint))
+
+
 def unbuild(value: Any, name: str) -> Spec:
     """The canonical spec of a frozen dataclass: fields that differ from their default, in declaration order."""
     options = []

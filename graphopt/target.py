@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.spec import unbuild
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -81,6 +83,10 @@ class Target(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        """The canonical text; registry.make_target reads it back."""
+        return str(unbuild(self, self.name))
 
     @abstractmethod
     def available(self) -> str | None:

@@ -69,9 +69,11 @@ def main(args: list[str] | None = None) -> None:
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         _leave(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         _leave(2)
+    except click.ClickException as error:
+        _leave(2, _usage(error))
     except (click.Abort, KeyboardInterrupt):
         _leave(130, "interrupted; nothing was written")
     except BrokenPipeError:
@@ -95,6 +97,13 @@ def _snake(argv: list[str]) -> list[str]:
         flag, equals, value = arg.partition("=")
         fixed.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else arg)
     return fixed
+
+
+def _usage(error: click.ClickException) -> str:
+    """One line instead of click's three."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    ctx = getattr(error, "ctx", None)
+    return f"{text[:1].lower()}{text[1:]}; see: {ctx.command_path} --help" if ctx is not None else text
 
 
 def _leave(code: int, message: str = "") -> None:

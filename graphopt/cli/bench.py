@@ -52,6 +52,8 @@ def command(
             "graphopt: no --data, so the inputs are made up: "
             + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape"))
         )
+    for item in chosen[1:]:
+        _check_inputs(item, feeds)
     report = bench(
         [item.path for item in chosen],
         feeds,
@@ -62,3 +64,14 @@ def command(
         emit(report.to_json())
     else:
         print(report)
+
+
+def _check_inputs(item: Any, feeds: dict[str, Any]) -> None:
+    from graphopt.errors import GraphoptError
+    from graphopt.feedfiles import check_feeds
+
+    with item.open() as runner:
+        try:
+            check_feeds(feeds, runner.inputs, f"the first model's inputs do not fit {item.path}")
+        except GraphoptError as error:
+            raise GraphoptError(f"{error}; bench compares models with the same inputs") from None

@@ -185,8 +185,10 @@ def pick_model(model: str | None, option: str | None) -> str:
     Raises:
         GraphoptError: none, or two.
     """
-    if (model is None) == (option is None):
-        raise GraphoptError("give one model: a path, a .pt2 file or package.module:function")
+    if model is not None and option is not None:
+        raise GraphoptError(f"give one model: {model!r} and -m {option!r} are two")
+    if model is None and option is None:
+        raise GraphoptError("give a model: an ONNX file, an artifact, a .pt2 file or package.module:function")
     return model if model is not None else str(option)
 
 

@@ -15,9 +15,9 @@ from graphopt.cli.common import emit
 def command(a: str, b: str, limit: int, as_json: bool) -> None:
     """Show what changed from A to B (models or artifacts), by node name and by provenance."""
     from graphopt.diffing import difference
-    from graphopt.frontends.capture import capture_any
+    from graphopt.frontends.capture import capture
 
-    result = difference(capture_any(a), capture_any(b))
+    result = difference(capture(a)[0], capture(b)[0])
     if as_json:
         emit(result.as_json())
         return

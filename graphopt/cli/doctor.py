@@ -20,7 +20,7 @@ def command(as_json: bool) -> None:
     for title in ("machine", "versions", "targets"):
         print(f"{title}:")
         for key, value in report[title].items():
-            print(f"  {key:22} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            print(f"  {key:22} {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}")
     for problem in report["problems"]:
         print(f"problem: {problem}")
     if not report["problems"]:

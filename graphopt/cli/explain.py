@@ -11,8 +11,8 @@ from graphopt.cli.common import emit
 
 
 @click.command("explain")
-@click.argument("model")
-@click.argument("pass_text", metavar="PASS")
+@click.argument("words", nargs=-1, metavar="MODEL PASS")
+@click.option("-m", "--model", "model_option", metavar="MODEL", help="The model, for hands that know -m.")
 @click.option("--target", help="Whose ops may be emitted.")
 @click.option(
     "-O",
@@ -29,8 +29,8 @@ from graphopt.cli.common import emit
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @common.input_options
 def command(
-    model: str,
-    pass_text: str,
+    words: tuple[str, ...],
+    model_option: str | None,
     target: str | None,
     level: int,
     load_files: tuple[str, ...],
@@ -48,6 +48,10 @@ def command(
     from graphopt.frontends.capture import capture
     from graphopt.manager import pipeline, registry
 
+    named = words if model_option is None else (model_option, *words)
+    if len(named) != 2:
+        raise GraphoptError("explain wants a model and one pass, for example: graphopt explain model.onnx fuse-conv-bn")
+    model, pass_text = named
     for file in load_files:
         registry.load_file(file)
     chosen = pipeline.parse(pass_text)
@@ -57,7 +61,8 @@ def command(
     ir_model, origin = capture(model, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         check = Check(ir_model, origin, None, Path(scratch))
-        result = explain(ir_model, chosen.items[0], pipeline.parse(f"O{level}"), where, check.evaluate)
+        before = pipeline.parse(f"O{level}" if where is None else where.pipeline(level))
+        result = explain(ir_model, chosen.items[0], before, where, check.evaluate)
     if as_json:
         emit(result.as_json())
         return

@@ -46,7 +46,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
                 else "[" + ", ".join("?" if d is None else str(d) for d in row["shape"]) + "]"
             )
             lines.append(f"{kind[:-1]:12} {row['name']}: {row['type']} {dims}")
-    lines.append(f"MACs         {_number(report['macs'], report['known_macs'], report['unknown_cost'])}")
+    hint = "--dim NAME=N" if report["dynamic_dims"] else "--input-shapes NAME:DIMS"
+    lines.append(f"MACs         {_number(report['macs'], report['known_macs'], report['unknown_cost'], hint)}")
     lines.append(f"parameters   {report['parameter_bytes']} bytes")
     if report["dynamic_dims"]:
         lines.append(f"dynamic      {', '.join(report['dynamic_dims'])} (bind with --dim NAME=N)")
@@ -71,9 +72,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(total: int | None, known: int, unknown: int) -> str:
-    return (
-        f"{total:,}"
-        if total is not None
-        else f"at least {known:,} ({unknown} nodes of unknown size; bind the dims with --dim)"
-    )
+def _number(total: int | None, known: int, unknown: int, hint: str) -> str:
+    if total is not None:
+        return f"{total:,}"
+    return f"at least {known:,} ({unknown} nodes of unknown size; fix the input sizes with {hint})"

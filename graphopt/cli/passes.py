@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from graphopt.cli.common import emit, say
+from graphopt.spec import option_type
 
 
 @click.command("passes")
@@ -29,7 +30,11 @@ def command(name: str | None, load_files: tuple[str, ...], pipeline: str | None,
     if pipeline is not None:
         from graphopt.manager.pipeline import parse
 
-        print(parse(pipeline))
+        text = str(parse(pipeline))
+        if as_json:
+            emit({"pipeline": text})
+        else:
+            print(text)
         return
     chosen = {name: registry.get(name)} if name else registry.passes()
     rows = [_row(cls) for _, cls in sorted(chosen.items())]
@@ -53,7 +58,7 @@ def _row(cls: Any) -> dict[str, Any]:
     options = [
         {
             "name": field.name,
-            "type": str(field.type),
+            "type": option_type(cls, field.name),
             "default": None if field.default is dataclasses.MISSING else field.default,
         }
         for field in dataclasses.fields(cls)

@@ -23,15 +23,18 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
     applied = {name: count for name, count in report["effects"].items() if count}
     for name, count in sorted(applied.items(), key=lambda row: -row[1]):
         say(f"  {count:6d}  {name}")
-    if report["idle"]:
+    if report["idle"] and (flags["verbose"] or flags["passes"] is not None or flags["recipe"] is not None):
         say(f"  nothing to do: {', '.join(report['idle'])}")
+    elif report["idle"]:
+        say(f"  {len(report['idle'])} more passes found nothing to do (-v names them)")
     for remark in report["remarks"]:
         if remark["status"] == "note" or (flags["verbose"] and remark["status"] == "applied") or flags["verbose"] > 1:
             site = f" {remark['site']}" if remark["site"] else ""
             say(f"  {remark['status']}: {remark['pass']}{site}: {remark['reason']}")
     say(f"  numerics {_verdict(report['numerics'])}")
     for note in report.get("notes", ()):
-        say(f"  note: {note}")
+        if not note.endswith(report["numerics"]["reason"] or "\n"):  # it is printed already
+            say(f"  note: {note}")
     if flags["time_passes"]:
         say(_timings(report))
 

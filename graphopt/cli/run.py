@@ -71,6 +71,7 @@ def _row(name: str, value: Any) -> dict[str, Any]:
 
 def _save(path: Path, outputs: dict[str, Any]) -> None:
     import os
+    import zipfile
 
     import numpy as np
 
@@ -84,8 +85,10 @@ def _save(path: Path, outputs: dict[str, Any]) -> None:
         say(f"graphopt: .npz cannot hold these outputs, left out: {', '.join(left_out)}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        with zipfile.ZipFile(temporary, "w") as archive:  # np.savez takes names as keywords, and chokes on "file"
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         temporary.replace(path)
     except OSError as error:
         raise GraphoptError(f"cannot write {path}: {error.strerror}") from None

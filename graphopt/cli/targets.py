@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from graphopt.cli.common import emit
+from graphopt.spec import option_type
 
 
 @click.command("targets")
@@ -29,6 +30,6 @@ def command(as_json: bool) -> None:
 
 def _row(name: str, cls: Any) -> dict[str, Any]:
     reason = cls().available()
-    options = [{"name": f.name, "type": str(f.type), "default": f.default} for f in dataclasses.fields(cls)]
+    options = [{"name": f.name, "type": option_type(cls, f.name), "default": f.default} for f in dataclasses.fields(cls)]
     summary = cls.summary or (cls.__doc__ or "").strip().splitlines()[0]
     return {"name": name, "summary": summary, "available": reason is None, "reason": reason or "", "options": options}

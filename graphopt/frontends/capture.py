@@ -1,4 +1,4 @@
-"""One door for every source: an ONNX file, an IR model, a torch program file, or `package.module:function`.
+"""One door for every source: an ONNX file, an artifact, an IR model, a torch program, or `package.module:function`.
 
 Returns the IR and, where there is one, the file that numerics can use as the reference.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from graphopt import ir
 
 Source = Any
-"""str or Path of a file, `package.module:function`, or an ir.Model."""
+"""str or Path of a file or artifact folder, `package.module:function`, or an ir.Model."""
 
 
 def capture(
@@ -55,6 +55,7 @@ def _read(source: Source) -> tuple[ir.Model, Path | None]:
                 "give a path, an ir.Model, or use graphopt.from_torch"
             )
         return onnx.prepare(source, "the model"), None
+    source = model_file(source)
     text = str(source)
     path = Path(source)
     if path.suffix == ".pt2":
@@ -66,11 +67,6 @@ def _read(source: Source) -> tuple[ir.Model, Path | None]:
 
         return onnx.prepare(from_function(text), text), None
     return onnx.load(path), path
-
-
-def capture_any(source: Source) -> ir.Model:
-    """Like capture, and an artifact folder stands for the model in it."""
-    return capture(model_file(source))[0]
 
 
 def model_file(source: Source) -> Source:

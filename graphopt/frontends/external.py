@@ -1,6 +1,6 @@
 """External data: where it may lie, and turning every reference into a checked, memory-mapped tensor.
 
-Data must lie under the model's folder, as given or as resolved, so that caches that keep files as links load and escapes do not.
+Data must lie under the model's folder, as given or as resolved: caches that keep files as links load, escapes do not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def resolve_external_data(model: ir.Model, path: Path) -> None:
 
 def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
     from graphopt import ir
-
     from graphopt.ir.sites import scopes
 
     for scope in scopes(model):
@@ -48,7 +47,9 @@ def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
         for node in scope.graph:
             for attr in node.attributes.values():
                 if attr.type == ir.AttributeType.TENSOR and isinstance(attr.value, ir.ExternalTensor):
-                    raise GraphoptError(f"node {node.name!r}: attribute {attr.name!r} refers to external data; only initializers may")
+                    raise GraphoptError(
+                        f"node {node.name!r}: attribute {attr.name!r} refers to external data; only initializers may"
+                    )
 
 
 def _locate(tensor: ir.ExternalTensor, path: Path, roots: set[str]) -> str:
@@ -71,6 +72,11 @@ def _check_length(tensor: ir.ExternalTensor, real: str, path: Path) -> None:
     size = os.path.getsize(real)
     start, length = tensor.offset or 0, tensor.length
     if length is not None and length != tensor.nbytes:
-        raise GraphoptError(f"{path}: {tensor.name!r} declares {length} bytes of external data, its type and shape need {tensor.nbytes}")
+        raise GraphoptError(
+            f"{path}: {tensor.name!r} declares {length} bytes of external data, its type and shape need {tensor.nbytes}"
+        )
     if start < 0 or start + tensor.nbytes > size:
-        raise GraphoptError(f"{path}: external data of {tensor.name!r} ends at byte {start + tensor.nbytes}, the file {os.path.basename(real)!r} has {size}")
+        file = os.path.basename(real)
+        raise GraphoptError(
+            f"{path}: external data of {tensor.name!r} ends at byte {start + tensor.nbytes}, the file {file!r} has {size}"
+        )

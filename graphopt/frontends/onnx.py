@@ -82,7 +82,9 @@ def _parse(path: Path, data: bytes) -> Any:
     try:
         proto.ParseFromString(data)
     except google.protobuf.message.DecodeError:
-        raise GraphoptError(f"{path}: not an ONNX model (truncated, nested too deep, or no protobuf); {_look(data)}") from None
+        raise GraphoptError(
+            f"{path}: not an ONNX model (truncated, nested too deep, or no protobuf); {_look(data)}"
+        ) from None
     if not proto.HasField("graph"):
         raise GraphoptError(f"{path}: not an ONNX model (it has no graph); {_look(data)}")
     return proto
@@ -130,7 +132,9 @@ def _check_data_sizes(proto: Any, path: Path) -> None:
         bits = ir.DataType(tensor.data_type).bitwidth
         wanted = (math.prod(tensor.dims) * bits + 7) // 8
         if len(tensor.raw_data) != wanted:
-            raise GraphoptError(f"{path}: initializer {tensor.name!r} declares {wanted} bytes and holds {len(tensor.raw_data)}")
+            raise GraphoptError(
+                f"{path}: initializer {tensor.name!r} declares {wanted} bytes and holds {len(tensor.raw_data)}"
+            )
 
 
 def _check_opset(model: ir.Model, origin: str) -> None:

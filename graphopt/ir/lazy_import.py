@@ -1,6 +1,6 @@
 """Imports onnx_ir without sympy, which takes half of its 0.7 s and is needed only for arithmetic on symbolic dims.
 
-A stand-in takes the place of each module that pulls sympy in, and becomes that module when something asks it for a name.
+A stand-in takes the place of each module that pulls sympy in, and becomes it when something asks it for a name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_LATER = ("sympy", "onnx_ir._symbolic_shapes", "onnx_shape_inference._symbolic_shapes", "onnx_shape_inference._constraints")
+_LATER = (
+    "sympy",
+    "onnx_ir._symbolic_shapes",
+    "onnx_shape_inference._symbolic_shapes",
+    "onnx_shape_inference._constraints",
+)
 
 
 class _Later(ModuleType):

@@ -41,7 +41,9 @@ def _graph_lines(graph: ir.Graph, title: str, indent: str) -> Iterator[str]:
     for node in graph:
         outputs = ", ".join(_typed(value) for value in node.outputs)
         operands = ", ".join(value.name or "" if value is not None else "_" for value in node.inputs)
-        plain = [f"{name}={_attr(attr)}" for name, attr in node.attributes.items() if not attr.type.name.startswith("GRAPH")]
+        plain = [
+            f"{name}={_attr(attr)}" for name, attr in node.attributes.items() if not attr.type.name.startswith("GRAPH")
+        ]
         op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         yield f"{indent}  {outputs} = {op}{'<' + ', '.join(plain) + '>' if plain else ''}({operands})"
         for name, sub in sites.subgraphs(node):
@@ -91,8 +93,8 @@ def from_text(text: str) -> ir.Model:
         GraphoptError: the text does not parse.
     """
     import onnx.parser
-    from graphopt import ir
 
+    from graphopt import ir
     from graphopt.errors import GraphoptError
 
     try:

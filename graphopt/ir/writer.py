@@ -32,7 +32,9 @@ def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> 
     """
     size = model_bytes(model)
     if external_data == "never" and size > _PROTOBUF_BYTES:
-        raise GraphoptError(f"{path}: {size} bytes of weights do not fit into one protobuf file; use --external-data auto")
+        raise GraphoptError(
+            f"{path}: {size} bytes of weights do not fit into one protobuf file; use --external-data auto"
+        )
     apart = external_data == "always" or (external_data == "auto" and (size > _AUTO_BYTES or _has_external(model)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = path.with_name(f"{path.name}.data")
@@ -68,7 +70,9 @@ def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -
         else:
             for value in values:
                 if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+                    value.const_value = ir.Tensor(
+                        value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
+                    )
         proto = ir.to_proto(model)
     finally:
         for value, tensor in zip(values, tensors, strict=True):

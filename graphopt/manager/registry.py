@@ -147,14 +147,15 @@ def targets() -> dict[str, Any]:
 
 
 def make_target(text: str) -> Any:
-    """A target instance from text such as `cpu` or `onnxruntime{device=cuda}`.
+    """A target instance from text such as `cpu` or `onnxruntime{device=cuda}`; `cuda:1` is `cuda{device_id=1}`.
 
     Raises:
         GraphoptError: unknown target or option, with the nearest name.
     """
     from graphopt.spec import parse_spec
 
-    spec = parse_spec(text)
+    name, colon, number = text.partition(":")
+    spec = parse_spec(f"{name}{{device_id={number}}}" if colon and number.isdigit() else text)
     found = targets().get(spec.name)
     if found is None:
         raise GraphoptError(f"there is no target {spec.name!r}{did_you_mean(spec.name, targets())}")

@@ -33,7 +33,9 @@ def model(tmp_path: Path) -> Path:
 
 def graphopt(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graphopt", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **env}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **env}, check=False
+    )
 
 
 def test_compile_writes_a_proven_artifact(model: Path, tmp_path: Path) -> None:
@@ -88,8 +90,12 @@ def test_the_same_inputs_give_the_same_bytes(model: Path, tmp_path: Path) -> Non
         (["models", "path", "ppocr-clss"], 2, "did you mean 'ppocr-cls'?"),
     ],
 )
-def test_mistakes_get_one_line_and_their_exit_code(model: Path, tmp_path: Path, args: list[str], code: int, message: str) -> None:
-    done = graphopt(*[arg.replace("{model}", str(model)).replace("{folder}", str(model.parent)) for arg in args], cwd=tmp_path)
+def test_mistakes_get_one_line_and_their_exit_code(
+    model: Path, tmp_path: Path, args: list[str], code: int, message: str
+) -> None:
+    done = graphopt(
+        *[arg.replace("{model}", str(model)).replace("{folder}", str(model.parent)) for arg in args], cwd=tmp_path
+    )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -135,7 +141,9 @@ def test_wrong_numbers_exit_1_and_write_nothing(model: Path, plugin: Path, tmp_p
 
 
 def test_bisect_names_pass_and_node(model: Path, plugin: Path, tmp_path: Path) -> None:
-    done = graphopt("bisect", model, "--load", plugin, "-p", "eliminate-identity,fuse-conv-bn,wrong", "--json", cwd=tmp_path)
+    done = graphopt(
+        "bisect", model, "--load", plugin, "-p", "eliminate-identity,fuse-conv-bn,wrong", "--json", cwd=tmp_path
+    )
     assert done.returncode == 1, done.stderr
     blame = json.loads(done.stdout)
     assert blame["culprit"] == "rewrite"
@@ -155,11 +163,22 @@ def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> No
     file = tmp_path / "r.jsonl"
     assert graphopt("opt", model, "-p", "fuse-conv-bn", "--remarks", file, "-q").returncode == 0
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {"pass": "fuse-conv-bn", "status": "applied", "site": "bn", "op": "BatchNormalization"}.items() <= records[0].items()
+    assert {"pass": "fuse-conv-bn", "status": "applied", "site": "bn", "op": "BatchNormalization"}.items() <= records[
+        0
+    ].items()
 
 
 def test_print_and_dump_ir(model: Path, tmp_path: Path) -> None:
-    done = graphopt("opt", model, "-p", "eliminate-identity,dce", "--print-ir-after", "eliminate-identity", "--dump-ir", tmp_path / "ir:changed")
+    done = graphopt(
+        "opt",
+        model,
+        "-p",
+        "eliminate-identity,dce",
+        "--print-ir-after",
+        "eliminate-identity",
+        "--dump-ir",
+        tmp_path / "ir:changed",
+    )
     assert "// IR after eliminate-identity (changed)" in done.stderr and done.stdout == ""
     assert [path.name for path in (tmp_path / "ir").iterdir()] == ["001-eliminate-identity.txt"]
 
@@ -169,8 +188,22 @@ def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -
     assert graphopt("compile", model, "-o", out, "-q").returncode == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     plug = tmp_path / "slow.py"
-    plug.write_text(PLUGIN.replace('raise RuntimeError("boom")', "import time; print('slow', flush=True); time.sleep(60)"))
-    command = [sys.executable, "-m", "graphopt", "compile", str(model), "-o", str(out), "--load", str(plug), "-p", "crash"]
+    plug.write_text(
+        PLUGIN.replace('raise RuntimeError("boom")', "import time; print('slow', flush=True); time.sleep(60)")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "graphopt",
+        "compile",
+        str(model),
+        "-o",
+        str(out),
+        "--load",
+        str(plug),
+        "-p",
+        "crash",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "slow\n"
     process.send_signal(signal.SIGINT)
@@ -185,7 +218,14 @@ HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "sympy", "networkx"
 
 @pytest.mark.parametrize("args", [["--help"], ["passes"], ["passes", "dce"], ["opt", "--help"]])
 def test_listing_imports_nothing_heavy(args: list[str]) -> None:
-    code = f"import sys\nfrom graphopt.cli import main\ntry: main({args!r})\nexcept SystemExit: pass\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    code = f"""
+import sys
+from graphopt.cli import main
+try:
+    main({args!r})
+except SystemExit:
+    print([name for name in {HEAVY!r} if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -1,4 +1,4 @@
-"""Every snippet of README and docs runs: python blocks in one namespace per file, console lines of graphopt in order."""
+"""Every snippet of README and docs runs: python blocks of a file as one script, console lines of graphopt in order."""
 
 from __future__ import annotations
 
@@ -42,21 +42,33 @@ def identifier(path: Path) -> str:
 def test_python_snippets_run(path: Path, tmp_path: Path) -> None:
     (tmp_path / "snippets.py").write_text("\n\n".join(blocks(path, "python")))
     write(from_text(MODEL), tmp_path / "model.onnx")
-    done = subprocess.run([sys.executable, "snippets.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "snippets.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", with_blocks("console"), ids=identifier)
 def test_console_snippets_run(path: Path, tmp_path: Path) -> None:
     write(from_text(MODEL), tmp_path / "model.onnx")
-    for name, body in zip(("my_pass.py", "recipe.toml"), (blocks(path, "python")[-1:], blocks(path, "toml")[-1:]), strict=True):
+    for name, body in zip(
+        ("my_pass.py", "recipe.toml"), (blocks(path, "python")[-1:], blocks(path, "toml")[-1:]), strict=True
+    ):
         (tmp_path / name).write_text("\n".join(body))
     for line in (line for body in blocks(path, "console") for line in body.splitlines() if line.startswith("$ ")):
         words = shlex.split(line[2:], comments=True)
         if words[0] in SET_UP:
             continue
         assert words[0] == "graphopt", f"{line}: this test runs only graphopt; add a set-up command to SET_UP"
-        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ,
+            check=False,
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
@@ -65,4 +77,3 @@ def test_links_point_at_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{identifier(path)} links to {target}"
-

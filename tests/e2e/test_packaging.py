@@ -17,14 +17,21 @@ pytest.importorskip("setuptools", minversion="77")
 
 
 def pip(*args: object) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *map(str, args)], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *map(str, args)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that the checkout gets no build folder."""
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     source = folder / "source"
     for name in filter(None, tracked):
         path = ROOT / name
@@ -44,15 +51,24 @@ def test_the_wheel_has_one_package_and_every_module_and_data_file(wheel: Path) -
     assert {name.split("/")[0] for name in names} == {"graphopt"}
     inside = {name.removeprefix("graphopt/") for name in names}
     for top, prefix in (("graphopt", ""), ("passes", "passes/"), ("targets", "targets/"), ("models", "models/")):
-        tracked = subprocess.run(["git", "ls-files", top], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        wanted = {prefix + name.removeprefix(f"{top}/") for name in tracked if name.endswith((".py", ".json", "py.typed"))}
+        tracked = subprocess.run(
+            ["git", "ls-files", top], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        wanted = {
+            prefix + name.removeprefix(f"{top}/") for name in tracked if name.endswith((".py", ".json", "py.typed"))
+        }
         assert wanted <= inside, sorted(wanted - inside)
 
 
 def test_the_package_list_is_the_folders() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = set()
-    for top, name in (("graphopt", "graphopt"), ("passes", "graphopt.passes"), ("targets", "graphopt.targets"), ("models", "graphopt.models")):
+    for top, name in (
+        ("graphopt", "graphopt"),
+        ("passes", "graphopt.passes"),
+        ("targets", "graphopt.targets"),
+        ("models", "graphopt.models"),
+    ):
         for init in (ROOT / top).rglob("__init__.py"):
             parts = init.parent.relative_to(ROOT / top).parts
             if top != "graphopt" or not parts or parts[0] not in ("passes", "targets", "models"):
@@ -73,7 +89,9 @@ def plugged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_an_installed_plugin_joins_the_pipeline_and_the_targets(plugged: dict[str, str]) -> None:
     def graphopt(*args: str) -> str:
-        return subprocess.run([sys.executable, "-m", "graphopt", *args], capture_output=True, text=True, env=plugged, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-m", "graphopt", *args], capture_output=True, text=True, env=plugged, check=True
+        ).stdout
 
     assert "Relu(x) -> Max(x, 0)" in graphopt("passes")
     assert "relu-to-max" in graphopt("passes", "--pipeline", "O2")

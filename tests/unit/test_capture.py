@@ -67,9 +67,19 @@ def test_missing_unreadable_and_folder(tmp_path: Path) -> None:
         ([helper.make_node("Relu", ["x", "x"], ["y"], name="r")], "has 2 inputs, opset 14+ wants 1"),
         ([helper.make_node("Relu", ["x"], ["y"], name="r", alpha=1.0)], "has an attribute 'alpha'"),
         ([helper.make_node("Relu", ["x"], ["z"], name="r")], "'y'"),
-        ([helper.make_node("Add", ["x", "b"], ["a"], name="p"), helper.make_node("Relu", ["a"], ["b"], name="q"), helper.make_node("Relu", ["b"], ["y"])], "cycle"),
+        (
+            [
+                helper.make_node("Add", ["x", "b"], ["a"], name="p"),
+                helper.make_node("Relu", ["a"], ["b"], name="q"),
+                helper.make_node("Relu", ["b"], ["y"]),
+            ],
+            "cycle",
+        ),
         ([helper.make_node("Relu", ["x"], ["y"], name="p"), helper.make_node("Neg", ["x"], ["y"], name="q")], "y"),
-        ([helper.make_node("Thing", ["x"], ["y"], name="r", domain="my.ops")], "'my.ops', which the model does not import"),
+        (
+            [helper.make_node("Thing", ["x"], ["y"], name="r", domain="my.ops")],
+            "'my.ops', which the model does not import",
+        ),
     ],
 )
 def test_broken_graphs_say_where(tmp_path: Path, nodes: list[Any], message: str) -> None:
@@ -92,17 +102,28 @@ def test_unsorted_nodes_are_sorted(tmp_path: Path) -> None:
 
 
 def test_unnamed_and_doubly_named_nodes_get_names(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Neg", ["x"], ["a"], name="n"), helper.make_node("Neg", ["a"], ["b"], name="n"), helper.make_node("Relu", ["b"], ["y"])]
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], name="n"),
+        helper.make_node("Neg", ["a"], ["b"], name="n"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
     names = [node.name for node in load(written(tmp_path, model(nodes))).graph]
     assert names[0] == "n" and len(set(names)) == 3 and all(names)
 
 
 def test_deep_nesting_is_refused_not_crashed_on(tmp_path: Path) -> None:
-    inner = helper.make_graph([helper.make_node("Constant", [], ["o"], value_float=1.0)], "leaf", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, [])])
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["o"], value_float=1.0)],
+        "leaf",
+        [],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, [])],
+    )
     data = inner.SerializeToString()
     for _ in range(1000):
         # One If around the last graph, written as bytes: the protobuf classes refuse to build so deep a message.
-        branch = onnx.AttributeProto(name="then_branch", type=onnx.AttributeProto.GRAPH).SerializeToString() + _field(6, data)
+        branch = onnx.AttributeProto(name="then_branch", type=onnx.AttributeProto.GRAPH).SerializeToString() + _field(
+            6, data
+        )
         node = onnx.NodeProto(op_type="If", input=["c"], output=["o"]).SerializeToString() + _field(5, branch)
         data = _field(1, node)
     whole = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("", 17)])
@@ -133,7 +154,11 @@ def test_raw_data_of_another_size_than_declared(tmp_path: Path) -> None:
 
 def external(tmp_path: Path, location: str, length: int | None = None, offset: int = 0) -> Path:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
-    for key, value in {"location": location, "offset": str(offset), **({"length": str(length)} if length is not None else {})}.items():
+    for key, value in {
+        "location": location,
+        "offset": str(offset),
+        **({"length": str(length)} if length is not None else {}),
+    }.items():
         tensor.external_data.add(key=key, value=value)
     nodes = [helper.make_node("Add", ["x", "w"], ["y"], name="a")]
     return written(tmp_path, model(nodes, initializer=[tensor]))

@@ -9,16 +9,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"graphopt": ROOT / "graphopt", "graphopt.passes": ROOT / "passes", "graphopt.targets": ROOT / "targets", "graphopt.models": ROOT / "models"}
+FOLDERS = {
+    "graphopt": ROOT / "graphopt",
+    "graphopt.passes": ROOT / "passes",
+    "graphopt.targets": ROOT / "targets",
+    "graphopt.models": ROOT / "models",
+}
 LINKS = {"passes", "targets", "models"}
 
 # layer -> what it may import from graphopt (prefixes); one way only
 ALLOWED = {
     "graphopt.ir": ("graphopt.errors", "graphopt.ir", "graphopt.spec"),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir", "graphopt.analysis"),
-    "graphopt.manager": ("graphopt.errors", "graphopt.ir", "graphopt.spec", "graphopt.analysis", "graphopt.manager", "graphopt.target"),
-    "graphopt.passes": ("graphopt.errors", "graphopt.ir", "graphopt.spec", "graphopt.analysis", "graphopt.manager", "graphopt.passes"),
-    "graphopt.targets": ("graphopt", "graphopt.errors", "graphopt.ir", "graphopt.spec", "graphopt.analysis", "graphopt.target", "graphopt.numerics", "graphopt.targets"),
+    "graphopt.manager": (
+        "graphopt.errors",
+        "graphopt.ir",
+        "graphopt.spec",
+        "graphopt.analysis",
+        "graphopt.manager",
+        "graphopt.target",
+    ),
+    "graphopt.passes": (
+        "graphopt.errors",
+        "graphopt.ir",
+        "graphopt.spec",
+        "graphopt.analysis",
+        "graphopt.manager",
+        "graphopt.passes",
+    ),
+    "graphopt.targets": (
+        "graphopt",
+        "graphopt.errors",
+        "graphopt.ir",
+        "graphopt.spec",
+        "graphopt.analysis",
+        "graphopt.target",
+        "graphopt.numerics",
+        "graphopt.targets",
+    ),
     "graphopt.models": ("graphopt.errors", "graphopt.ir", "graphopt.models"),
 }
 ONNX_ALLOWED = ("graphopt.ir", "graphopt.frontends", "graphopt.interop", "graphopt.backend", "graphopt.models")
@@ -46,7 +74,9 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
                 yield from ((alias.name, eager) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 yield child.module or "", eager
-                yield from ((f"{child.module}.{alias.name}", eager) for alias in child.names if child.module == "graphopt")
+                yield from (
+                    (f"{child.module}.{alias.name}", eager) for alias in child.names if child.module == "graphopt"
+                )
             yield from visit(child, eager and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
     yield from visit(tree, True)
@@ -76,10 +106,34 @@ def test_onnx_is_imported_only_at_the_edges() -> None:
 
 
 def test_heavy_modules_are_never_imported_when_a_module_is_loaded() -> None:
-    heavy = {"numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "sympy", "networkx", "onnx_graphsurgeon", "transformers"}
+    heavy = {
+        "numpy",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "torch",
+        "sympy",
+        "networkx",
+        "onnx_graphsurgeon",
+        "transformers",
+    }
     # The worker is a process of its own; the others are modules about that library, imported when they are asked for.
-    exempt = ("graphopt.targets.onnxruntime.worker", "graphopt.targets.onnxruntime.session", "graphopt.targets.onnxruntime.wire", "graphopt.backend", "graphopt.interop", "graphopt.models.cnn", "graphopt.models.transformer")
-    wrong = [f"{name} imports {found}" for name, tree in modules() if not name.startswith(exempt) for found, eager in imports(tree) if eager and found.split(".")[0] in heavy]
+    exempt = (
+        "graphopt.targets.onnxruntime.worker",
+        "graphopt.targets.onnxruntime.session",
+        "graphopt.targets.onnxruntime.wire",
+        "graphopt.backend",
+        "graphopt.interop",
+        "graphopt.models.cnn",
+        "graphopt.models.transformer",
+    )
+    wrong = [
+        f"{name} imports {found}"
+        for name, tree in modules()
+        if not name.startswith(exempt)
+        for found, eager in imports(tree)
+        if eager and found.split(".")[0] in heavy
+    ]
     assert not wrong
 
 
@@ -93,10 +147,20 @@ def test_a_second_copy_of_the_passes_cannot_be_imported() -> None:
 
 
 def test_pickle_is_nowhere() -> None:
-    wrong = [name for name, tree in modules() for found, _ in imports(tree) if found.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve")]
+    wrong = [
+        name
+        for name, tree in modules()
+        for found, _ in imports(tree)
+        if found.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve")
+    ]
     assert not wrong
 
 
 def test_no_file_is_longer_than_it_is_readable() -> None:
-    long = {path.relative_to(ROOT).as_posix(): count for folder in FOLDERS.values() for path in folder.rglob("*.py") if (count := len(path.read_text().splitlines())) > 450}
+    long = {
+        path.relative_to(ROOT).as_posix(): count
+        for folder in FOLDERS.values()
+        for path in folder.rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 450
+    }
     assert not long

@@ -15,7 +15,8 @@ def test_loading_and_inferring_needs_no_sympy() -> None:
 import sys
 from graphopt.ir.text import from_text
 from graphopt.analysis.shapes import Shapes
-model = from_text('<ir_version: 10, opset_import: ["" : 21]> g (float[N,3,H,W] x) => (float[N,M] y) { a = Relu(x)\\n y = Flatten(a) }')
+head = '<ir_version: 10, opset_import: ["" : 21]> '
+model = from_text(head + 'g (float[N,3,H,W] x) => (float[N,M] y) { a = Relu(x) y = Flatten(a) }')
 Shapes(model).infer()
 print("sympy.core" in sys.modules)
 """

@@ -74,7 +74,12 @@ def test_a_recipe_says_the_same_as_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[[pass]\n", "not TOML"), ("x = 1\n", "found 'x'"), ("[[pass]]\nmax = 1\n", "needs a name"), ('[[pass]]\nname = "dec"\n', "did you mean 'dce'?")],
+    [
+        ("[[pass]\n", "not TOML"),
+        ("x = 1\n", "found 'x'"),
+        ("[[pass]]\nmax = 1\n", "needs a name"),
+        ('[[pass]]\nname = "dec"\n', "did you mean 'dce'?"),
+    ],
 )
 def test_broken_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     recipe = tmp_path / "recipe.toml"

@@ -23,7 +23,14 @@ class Options:
 
 @pytest.mark.parametrize(
     "text",
-    ["p", "p{count=4}", "p{skip=[/a/Conv b]}", 'p{mode=slow skip=["a b" c]}', "p{flag=true limit=7}", r'p{skip=["q\"x" "y \\z"]}'],
+    [
+        "p",
+        "p{count=4}",
+        "p{skip=[/a/Conv b]}",
+        'p{mode=slow skip=["a b" c]}',
+        "p{flag=true limit=7}",
+        r'p{skip=["q\"x" "y \\z"]}',
+    ],
 )
 def test_canonical_text_parses_back(text: str) -> None:
     spec = parse_spec(text)
@@ -53,7 +60,9 @@ def test_wrong_options_say_what_is_wrong(text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "column"), [("p{", 2), ("p{a=}", 4), ("{", 0), ("p}", 1), ("p{a=1 a=2}", 7), ('p{a="x', 6)])
+@pytest.mark.parametrize(
+    ("text", "column"), [("p{", 2), ("p{a=}", 4), ("{", 0), ("p}", 1), ("p{a=1 a=2}", 7), ('p{a="x', 6)]
+)
 def test_grammar_errors_point_at_the_column(text: str, column: int) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(text)
