@@ -31,7 +31,7 @@ class DecomposeOps(NodePass):
     ops: tuple[str, ...] = ()  # type: ignore[misc]
 
     name: ClassVar[str] = "decompose-ops"
-    stage: ClassVar[str] = "fuse-target"
+    stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = None
     tolerance: ClassVar[Tolerance] = "reassociates"
 
