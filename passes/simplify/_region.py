@@ -45,6 +45,8 @@ class Region:
     def __init__(self, nodes: dict[ir.Node, tuple[int, ...] | None], max_bytes: int) -> None:
         self.nodes = nodes
         self.max_bytes = max_bytes
+        self.kept: set[ir.Node] = set()
+        """Nodes that stay in the model all the same, since their results are too large; others may be computed from them."""
         self._refuse_large()
 
     def remove(self, nodes: Iterable[ir.Node]) -> None:
@@ -68,13 +70,14 @@ class Region:
 
     def is_boundary(self, value: ir.Value) -> bool:
         """Whether something that stays uses the value."""
-        return value.is_graph_output() or any(use.node not in self.nodes for use in value.uses())
+        return value.is_graph_output() or any(use.node not in self.nodes or use.node in self.kept for use in value.uses())
 
     def shrink(self, allowed: int) -> list[tuple[ir.Node, str]]:
         """Drop results that would grow the model by more than `allowed` bytes in all; return them with the reason.
 
         Seen from the users, so that for a refused result its operands may be kept where those are small.
         """
+        self.kept.clear()
         uses: dict[ir.Value, int] = {}
         refused: list[tuple[ir.Node, str]] = []
         for node in reversed(list(self.nodes)):
@@ -85,7 +88,7 @@ class Region:
             if growth <= SMALL or growth <= allowed:
                 allowed -= growth
                 continue
-            del self.nodes[node]
+            self.kept.add(node)
             refused.append((node, f"its result would grow the model by {growth} bytes, {max(allowed, 0)} are allowed"))
         return refused
 
@@ -114,7 +117,7 @@ class Region:
         """The nodes whose results are wanted outside, or by other such nodes, operands first."""
         wanted: set[ir.Node] = set()
         for node in reversed(list(self.nodes)):
-            if node in wanted or any(self.is_boundary(out) for out in node.outputs):
+            if node in wanted or (node not in self.kept and any(self.is_boundary(out) for out in node.outputs)):
                 wanted.add(node)
                 if self.nodes[node] is None:
                     wanted.update(p for v in node.inputs if v is not None and (p := v.producer()) in self.nodes)

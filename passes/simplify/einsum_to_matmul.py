@@ -62,8 +62,7 @@ def _product(op: Builder, m: Match, node: ir.Node, terms: list[str], right: str)
     m.require(len(batch) + len(summed) + len(rows) == len(first), "it sums a dim of one operand alone")
     m.require(len(batch) + len(summed) + len(columns) == len(second), "it sums a dim of one operand alone")
     m.require(summed, "it sums nothing")
-    if columns and rows and right.index(columns[0]) < right.index(rows[0]):
-        # The other order of the factors saves the transpose of the result.
+    if _transposes(second, first, batch, columns, summed, rows, right) < _transposes(first, second, batch, rows, summed, columns, right):
         a, b, rows, columns, first, second = b, a, columns, rows, second, first
     left_side = _arranged(op, m, a, first, batch, rows, summed, sizes)
     right_side = _arranged(op, m, b, second, batch, summed, columns, sizes)
@@ -72,6 +71,12 @@ def _product(op: Builder, m: Match, node: ir.Node, terms: list[str], right: str)
     if len(rows) != 1 or len(columns) != 1:
         product = op.Reshape(product, op.const(_target(letters, sizes), "shape"))
     return product if letters == right else op.Transpose(product, perm=[letters.index(letter) for letter in right])
+
+
+def _transposes(first: str, second: str, batch: list[str], rows: list[str], summed: list[str], columns: list[str], right: str) -> int:
+    """How many transposes the product of the factors in this order needs."""
+    wanted = [(first, batch + rows + summed), (second, batch + summed + columns), (right, batch + rows + columns)]
+    return sum(have != "".join(want) for have, want in wanted)
 
 
 def _sizes(m: Match, values: tuple[ir.Value | None, ir.Value | None], terms: list[str]) -> dict[str, int | ir.SymbolicDim]:

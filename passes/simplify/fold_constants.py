@@ -202,7 +202,7 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
     rewriter = ctx.rewriter
     learned = False
     for node in reversed(list(region.nodes)):
-        if node.graph is None or not any(out.uses() or out.is_graph_output() for out in node.outputs):
+        if node in region.kept or node.graph is None or not any(out.uses() or out.is_graph_output() for out in node.outputs):
             continue
         site, op = rewriter.site(node), node.op_type
         builder = rewriter.builder(node)

@@ -101,6 +101,8 @@ def _once(node: ir.Node, ctx: Context, builder: Builder) -> None:
     condition = builder.const(np.array(True), "condition")
     given = dict(zip(body.inputs, [iteration, condition, *carried], strict=True))
     outputs = list(body.outputs)[1:]
+    if len(outputs) > len(carried) and ctx.rewriter.opset("", node) < 13:
+        raise NoMatch("what it collects gains an axis, which is written for opset 13 and later")
     made: list[ir.Value] = []
     for position, value in enumerate(outputs):
         source = given.get(value, value)
