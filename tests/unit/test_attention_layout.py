@@ -53,7 +53,8 @@ def test_other_factors_end_the_walk(factor: str) -> None:
 
 
 def test_a_selection_is_noted_with_its_index() -> None:
-    text = """g (float[N, S, 3, 2, 4] x) => (float[N, S, 2, 4] y) <int64[1] a = {1}, int64[1] b = {2}, int64[1] ax = {2}> {
+    text = """g (float[N, S, 3, 2, 4] x) => (float[N, S, 2, 4] y)
+<int64[1] a = {1}, int64[1] b = {2}, int64[1] ax = {2}> {
   s = Slice (x, a, b, ax)
   y = Squeeze (s, ax)
 }"""
@@ -70,7 +71,8 @@ def test_unequal_slices_end_the_walk() -> None:
 
 
 def test_repeated_heads_leave_the_layout() -> None:
-    text = """g (float[N, 2, S, 4] x) => (float[N, 6, S, 4] y) <int64[1] two = {2}, int64[5] wide = {1, 1, 3, 1, 1}, int64[4] flat = {0, 6, -1, 4}> {
+    text = """g (float[N, 2, S, 4] x) => (float[N, 6, S, 4] y)
+<int64[1] two = {2}, int64[5] wide = {1, 1, 3, 1, 1}, int64[4] flat = {0, 6, -1, 4}> {
   u = Unsqueeze (x, two)
   e = Expand (u, wide)
   y = Reshape (e, flat)

@@ -1,4 +1,4 @@
-"""Real exports: every attention is fused, the numbers stay under masks, and the fused model can be taken apart again."""
+"""Real exports: every attention is fused, the numbers stay under masks, and the fused model can be taken apart."""
 
 from __future__ import annotations
 
