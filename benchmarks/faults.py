@@ -38,12 +38,15 @@ TARGET = "cpu"
 
 def split_pipeline(left_out: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
     """The items of the target's default pipeline before and from its first fusion on."""
+    from graphopt.manager.base import Pass
     from graphopt.manager.pipeline import Fix, parse
     from graphopt.manager.registry import make_target
 
+    def stages(item: Pass | Fix) -> set[str]:
+        return {item.stage} if isinstance(item, Pass) else {part.stage for part in item.items if isinstance(part, Pass)}
+
     items = list(parse(make_target(TARGET).pipeline(2)).without(left_out).items)
-    stages = [(item.items[0] if isinstance(item, Fix) else item).stage for item in items]
-    cut = stages.index("fuse-portable")
+    cut = next(index for index, item in enumerate(items) if "fuse-portable" in stages(item))
     return items[:cut], items[cut:]
 
 
