@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphopt.errors import GraphoptError, VerificationError
+from graphopt.errors import FrozenError, GraphoptError, VerificationError
 from graphopt.frontends.onnx import file_hash
 
 MANIFEST, REPORT = "manifest.json", "report.json"
@@ -74,6 +74,30 @@ def load(path: str | Path) -> Artifact:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise GraphoptError(f"{path}: {MANIFEST} names a file outside the folder: {name!r}")
     return Artifact(path, manifest, report)
+
+
+def check_frozen(out: Path, manifest: dict[str, Any]) -> None:
+    """`--frozen`: compare a new manifest with that of the artifact at `out`.
+
+    Raises:
+        FrozenError: a field differs (named, with both values), or there is no artifact to compare with.
+    """
+    if not is_artifact(out):
+        raise FrozenError(f"--frozen: there is no artifact at {out} to compare with; compile it once without --frozen")
+    old = load(out).manifest
+    for key in sorted({*old, *manifest} - {"files"}):
+        if old.get(key) != manifest.get(key):
+            raise FrozenError(f"--frozen: {key} differs: {_difference(old.get(key), manifest.get(key))}")
+    for name in sorted({*old["files"], *manifest["files"]} - {*manifest["not_reproducible"]}):
+        if old["files"].get(name) != manifest["files"].get(name):
+            raise FrozenError(f"--frozen: the bytes of {name} differ from those in {out}")
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+        return f"{key}: {_difference(old.get(key), new.get(key))}"
+    return f"{json.dumps(old)} in the artifact, {json.dumps(new)} now"
 
 
 def dump(data: dict[str, Any]) -> str:

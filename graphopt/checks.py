@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.base import Pass
     from graphopt.manager.runner import RunResult
-    from graphopt.numerics import Case, NumericsReport, RunnerFactory, ToleranceClass
+    from graphopt.numerics import Case, NumericsReport, RunnerFactory, RunSetting, ToleranceClass
     from graphopt.reference import Reference
-    from graphopt.target import Runner
+    from graphopt.target import Runner, Target
 
 
 RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
 """Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
+
+_ORDER: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,46 @@ class Check:
         if report.status == "failed":
             raise VerificationError(f"after pass {item.name!r}: numerics failed: {report.reason}")
 
-    def end(self, candidate: Path, result: RunResult | None) -> Numbers:
-        """Judge a file against the untouched model, by the loosest class of the passes that changed something."""
-        start = time.perf_counter()
-        report = self.compare(candidate, loosest(result))
-        details = {
-            key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")
-        }
-        return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
+    def end(
+        self,
+        candidate: Path,
+        result: RunResult | None,
+        target: Target | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Numbers:
+        """Judge a file against the untouched model, by the loosest class of the passes that changed something.
 
-    def compare(self, candidate: Path, tolerance: ToleranceClass) -> NumericsReport:
-        """Judge a file against the untouched model by one tolerance class."""
-        return self._reference_model().judge(candidate, tolerance)
+        Args:
+            candidate: The file that will be shipped.
+            result: What ran.
+            target: Where it will run. On a device that is not here the file is checked on the CPU, and the verdict is
+                not-checked; None: plain ONNX Runtime on the CPU.
+            settings: The target's settings for the file.
+        """
+        start = time.perf_counter()
+        tolerance = loosest(result)
+        missing = target.available() if target is not None else None
+        factory: RunnerFactory | None = None
+        if target is not None and missing is None and not target.is_reference():
+            # Another device rounds differently even where the passes were exact.
+            tolerance = max(tolerance, "reassociates", key=_ORDER.index)
+
+            def factory(path: Path, setting: RunSetting) -> Runner:
+                return target.load(path, settings)
+
+        report = self.compare(candidate, tolerance, factory)
+        details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
+        status, reason = report.status, report.reason
+        if missing is not None and status != "failed":
+            on_cpu = "it passed on the CPU" if status == "passed" else f"nor checked on the CPU: {reason}"
+            status, reason = "not-checked", f"compiled, not run on the target ({missing}); {on_cpu}"
+        return Numbers(status, reason, report.tolerance, details, time.perf_counter() - start)
+
+    def compare(
+        self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None
+    ) -> NumericsReport:
+        """Judge a file against the untouched model by one tolerance class; `factory` opens it on another device."""
+        return self._reference_model().judge(candidate, tolerance, factory)
 
     def cases(self) -> list[Case]:
         """The feeds that the numerics use."""
@@ -159,11 +189,10 @@ class Check:
 
 def loosest(result: RunResult | None) -> ToleranceClass:
     """The loosest tolerance class among the passes that applied a rewrite."""
-    order: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
     classes: list[ToleranceClass] = [
         get(name).tolerance for name, count in (result.effects() if result else {}).items() if count
     ]
-    return max(classes, key=order.index, default="exact")
+    return max(classes, key=_ORDER.index, default="exact")
 
 
 def _load(data: Path, runner: Runner) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Options:
         external_data: where large weights go.
         max_growth: passes may grow the weights by at most this factor.
         repro: folder for the reproducer of a failing pass.
+        frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
     level: int = 2
@@ -73,6 +74,7 @@ class Options:
     dump_dir: Path | None = None
     dump_changed_only: bool = False
     repro: Path | None = Path("repro")
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,10 @@ def compile(
         start = time.perf_counter()
         files = chosen.compile(job.model, folder, options.external_data)
         job.seconds["lower"] = time.perf_counter() - start
-        missing = chosen.available()
         if options.numerics == "off":
             numbers = job.check.skipped("numerics are off")
-        elif missing is not None:
-            numbers = job.check.skipped(missing)
         else:
-            numbers = job.check.end(folder / files.main, job.result)
+            numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in files.files}
         manifest = {
@@ -209,6 +208,8 @@ def compile(
             "target": str(chosen),
             "versions": versions(),
         }
+        if options.frozen:
+            artifacts.check_frozen(out, manifest)
         report = {**job.summary(numbers), "notes": list(files.notes), "machine": machine()}
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")

@@ -104,14 +104,22 @@ class Reference:
     def __exit__(self, *exc: object) -> None:
         self._plain, self._others = [], None
 
-    def judge(self, candidate: Path, tolerance: ToleranceClass) -> NumericsReport:
-        """Run `candidate` on the reference's feeds and judge every output by the tolerance class."""
+    def judge(
+        self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None
+    ) -> NumericsReport:
+        """Run `candidate` on the reference's feeds and judge every output by the tolerance class.
+
+        Args:
+            candidate: file of the result.
+            tolerance: a key of `TOLERANCES`.
+            factory: opens the candidate, e.g. on another device; None opens it as the reference was.
+        """
         labels = tuple(case.label for case in self.cases)
         if self.unchecked:
             return NumericsReport("not-checked", tolerance, self.unchecked)
         results: Results = []
         try:
-            with self._factory(candidate, _PLAIN) as runner:
+            with (factory or self._factory)(candidate, _PLAIN) as runner:
                 for case in self.cases:
                     results.append(runner.run(case.feeds))
         except GraphoptError as error:

@@ -88,6 +88,10 @@ class Target(ABC):
         """The canonical text; registry.make_target reads it back."""
         return str(unbuild(self, self.name))
 
+    def is_reference(self) -> bool:
+        """True when it computes as the reference does: the same runtime on the same device."""
+        return False
+
     @abstractmethod
     def available(self) -> str | None:
         """None when a model can be run here; else why not and what to install."""

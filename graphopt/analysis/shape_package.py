@@ -120,7 +120,7 @@ def _package() -> tuple[Any, Any]:
 
     package.registry.collect()
 
-    class Catching(package.ShapeInferenceContext):  # type: ignore[misc, unused-ignore]
+    class Catching(package.ShapeInferenceContext):  # type: ignore[misc, name-defined, unused-ignore]
         """A context that keeps results to itself instead of writing them on the values."""
 
         def __init__(self, shapes: Shapes) -> None:

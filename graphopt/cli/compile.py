@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from graphopt.cli import common, report
 @click.option(
     "--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'."
 )
+@click.option("--frozen", is_flag=True, help="Fail (4) unless the artifact that is there comes out again.")
 @common.pipeline_options
-def command(model: str | None, model_option: str | None, output: Path, target: str, **flags: Any) -> None:
+def command(
+    model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, **flags: Any
+) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
     from graphopt import driver
 
     source = common.pick_model(model, model_option)
-    artifact = driver.compile(source, target, output, common.make_options(flags))
+    options = dataclasses.replace(common.make_options(flags), frozen=frozen)
+    artifact = driver.compile(source, target, output, options)
     report.show(artifact.report, flags, f"{source} -> {output}/ for {target}")

@@ -46,6 +46,9 @@ class _OrtTarget(Target):
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
         return kernels.why_not(self.kernel_device, domain, op_type, version, dtype)
 
+    def is_reference(self) -> bool:
+        return self.kernel_device == "cpu"
+
     def pipeline(self, level: int) -> str:
         if level not in range(4):
             raise GraphoptError(f"there is no optimization level {level}; levels are 0 to 3")

@@ -58,6 +58,40 @@ def test_the_same_inputs_give_the_same_bytes(model: Path, tmp_path: Path) -> Non
     assert files[0] == files[1]
 
 
+def test_frozen_accepts_the_same_and_names_what_drifted(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "no artifact" in graphopt("compile", model, "-o", out, "--frozen").stderr
+    assert graphopt("compile", model, "-o", out, "-q").returncode == 0
+    before = (out / "manifest.json").read_bytes()
+    assert graphopt("compile", model, "-o", out, "-q", "--frozen").returncode == 0
+    done = graphopt("compile", model, "-o", out, "-q", "--frozen", "-O", "1")
+    assert done.returncode == 4 and "--frozen: " in done.stderr
+    write(from_text(MODEL.replace("pads=[1,1,1,1]", "pads=[1,1,1,1], group=1")), model)
+    done = graphopt("compile", model, "-o", out, "-q", "--frozen")
+    assert done.returncode == 4 and "files: model.onnx: " in done.stderr
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_a_target_that_is_not_here_is_compiled_and_says_what_was_not_checked(model: Path, tmp_path: Path) -> None:
+    done = graphopt("compile", model, "-o", tmp_path / "out", "--target", "cuda", "--json")
+    assert done.returncode == 0, done.stderr
+    numerics = json.loads(done.stdout)["numerics"]
+    if numerics["status"] == "not-checked":
+        assert "compiled, not run on the target" in numerics["reason"] and "it passed on the CPU" in numerics["reason"]
+        done = graphopt("compile", model, "-o", tmp_path / "out", "--target", "cuda", "--require-numerics")
+        assert done.returncode == 1 and "not checked" in done.stderr
+
+
+def test_a_full_disk_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
+    """A limit on file size stands for the disk: the write fails half way."""
+    write(from_text(MODEL.replace("float[4,3,3,3] w", "float[4,3,3,3] w, float[99999] unused")), model)
+    for verb, out in (("opt", "out.onnx"), ("compile", "out")):
+        line = f"ulimit -f 64; exec {sys.executable} -m graphopt {verb} {model} -o {out} -p eliminate-identity"
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -76,7 +110,7 @@ def test_the_same_inputs_give_the_same_bytes(model: Path, tmp_path: Path) -> Non
         (["opt", "{model}", "-p", "fuse-matmul-add", "--require-effect"], 3, "fuse-matmul-add"),
         (["opt", "{model}", "--opset", "99"], 2, "99"),
         (["opt", "{model}", "--data", "{model}"], 2, "--data"),
-        (["opt"], 2, "give one model"),
+        (["opt"], 2, "give a model: an ONNX file"),
         (["oppt"], 2, "did you mean 'opt'?"),
         (["opt", "{model}", "--frobnicate"], 2, "frobnicate"),
         (["compile", "{model}", "-o", "{model}"], 2, "is a file"),
