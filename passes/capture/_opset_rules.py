@@ -113,7 +113,7 @@ class Edit:
 
 
 def _attribute_to_input(version: int, name: str, *, required: bool = False) -> Callable[[Edit], None]:
-    """A list of integers that was an attribute becomes an int64 input; an absent or empty one is no input unless required."""
+    """A list of integers that was an attribute becomes an int64 input; an absent or empty one only where required."""
 
     def rule(edit: Edit) -> None:
         if not edit.crosses(version):
@@ -217,7 +217,9 @@ def _group_normalization(edit: Edit) -> None:
             return edit.const(np.repeat(array, size), hint)
         builder = edit.ctx.rewriter.builder(edit.node)
         column = builder.Reshape(value, builder.const([groups, 1]))
-        made: ir.Value = builder.Reshape(builder.Expand(column, builder.const([groups, size])), builder.const([channels]))
+        made: ir.Value = builder.Reshape(
+            builder.Expand(column, builder.const([groups, size])), builder.const([channels])
+        )
         edit.ctx.rewriter.insert_before(edit.node, builder.nodes)
         return made
 

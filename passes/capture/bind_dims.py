@@ -57,7 +57,8 @@ class BindDims(Pass):
         self._shapes()
 
     def __str__(self) -> str:
-        plain, listed = [], []
+        plain: list[tuple[str, str]] = []
+        listed: list[tuple[str, str]] = []
         for text in self.dims:
             key, number = text.rsplit("=", 1)
             usable = re.fullmatch(r"[A-Za-z_]\w*", key) and key not in ("dims", "shapes")

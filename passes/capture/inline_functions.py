@@ -56,7 +56,7 @@ def _callees_first(model: ir.Model) -> list[tuple[str, str, str]]:
     """The functions in an order in which none calls a later one (the standard forbids recursion)."""
     order: list[tuple[str, str, str]] = []
     state: dict[tuple[str, str, str], bool] = {}
-    calls = {key: set() for key in model.functions}
+    calls: dict[tuple[str, str, str], set[tuple[str, str, str]]] = {key: set() for key in model.functions}
     for scope in scopes(model):
         if scope.function is not None:
             calls[scope.function.identifier()].update(

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from graphopt.passes.simplify._region import Region
 
 
-def run_batch(nodes: Sequence[ir.Node], ready: Mapping[ir.Value, Any], run: Evaluator, region: Region, like: ir.Model) -> dict[ir.Value, np.ndarray]:
+def run_batch(
+    nodes: Sequence[ir.Node], ready: Mapping[ir.Value, Any], run: Evaluator, region: Region, like: ir.Model
+) -> dict[ir.Value, np.ndarray]:
     """Evaluate `nodes` (operands first) whose other operands are constants or in `ready`.
 
     Returns:
@@ -46,7 +48,13 @@ def run_batch(nodes: Sequence[ir.Node], ready: Mapping[ir.Value, Any], run: Eval
         return leaf
 
     for node in nodes:
-        copy = ir.Node(node.domain, node.op_type, [operand(v) for v in node.inputs], list(node.attributes.values()), num_outputs=len(node.outputs))
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [operand(v) for v in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+        )
         copy.name = f"n{len(copies)}"
         for slot, (old, new) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
             new.name = f"v{len(copies)}_{slot}"
@@ -55,13 +63,24 @@ def run_batch(nodes: Sequence[ir.Node], ready: Mapping[ir.Value, Any], run: Eval
             if region.is_boundary(old) or any(use.node not in inside for use in old.uses()):
                 wanted[new.name] = old
         copies.append(copy)
-    graph = ir.Graph([], [mapped[value] for value in wanted.values()], nodes=copies, initializers=leaves, opset_imports={"": like.opset_imports[""]}, name="constants")
+    graph = ir.Graph(
+        [],
+        [mapped[value] for value in wanted.values()],
+        nodes=copies,
+        initializers=leaves,
+        opset_imports={"": like.opset_imports[""]},
+        name="constants",
+    )
     outputs = run(ir.Model(graph, ir_version=max(like.ir_version, 8)), {})
     return {value: _checked(outputs[name], value) for name, value in wanted.items()}
 
 
 def _checked(array: Any, value: ir.Value) -> np.ndarray:
     assert value.dtype is not None and value.shape is not None
-    if array.dtype != value.dtype.numpy() or any(isinstance(d, int) and d != s for d, s in zip(value.shape, array.shape, strict=True)):
-        raise GraphoptError(f"value {value.name!r} came out as {array.dtype}{list(array.shape)}, not {value.dtype}{value.shape}")
+    if array.dtype != value.dtype.numpy() or any(
+        isinstance(d, int) and d != s for d, s in zip(value.shape, array.shape, strict=True)
+    ):
+        raise GraphoptError(
+            f"value {value.name!r} came out as {array.dtype}{list(array.shape)}, not {value.dtype}{value.shape}"
+        )
     return array

@@ -31,7 +31,9 @@ def same_content(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bo
     if a is b:
         return True
     x, y = _raw(a), _raw(b)
-    return x.size == y.size and all(np.array_equal(x[i : i + _PIECE], y[i : i + _PIECE]) for i in range(0, x.size, _PIECE))
+    return x.size == y.size and all(
+        np.array_equal(x[i : i + _PIECE], y[i : i + _PIECE]) for i in range(0, x.size, _PIECE)
+    )
 
 
 def _raw(tensor: ir.TensorProtocol) -> np.ndarray:

@@ -247,7 +247,7 @@ def _gather_elements(c: _Call) -> Any:
     x, axis, index = c[0], c.attr("axis", 0), c[1].astype(np.int64)
     dim = x.shape[axis]
     _require(((index >= -dim) & (index < dim)).all(), "index out of range")
-    where = list(np.indices(index.shape, sparse=True))
+    where: list[Any] = list(np.indices(index.shape, sparse=True))
     where[axis % x.ndim] = index
     return x[tuple(where)]
 

@@ -46,14 +46,16 @@ class Region:
         self.nodes = nodes
         self.max_bytes = max_bytes
         self.kept: set[ir.Node] = set()
-        """Nodes that stay in the model all the same, since their results are too large; others may be computed from them."""
+        """Nodes that stay in the model since their results are too large; others may be computed from them."""
         self._refuse_large()
 
     def remove(self, nodes: Iterable[ir.Node]) -> None:
         """Take nodes out, and with them all that is computed from their results."""
         gone = set(nodes)
         for node in list(self.nodes):
-            if node in gone or (self.nodes[node] is None and any(v is not None and v.producer() in gone for v in node.inputs)):
+            if node in gone or (
+                self.nodes[node] is None and any(v is not None and v.producer() in gone for v in node.inputs)
+            ):
                 gone.add(node)
                 self.nodes.pop(node, None)
 
@@ -70,7 +72,9 @@ class Region:
 
     def is_boundary(self, value: ir.Value) -> bool:
         """Whether something that stays uses the value."""
-        return value.is_graph_output() or any(use.node not in self.nodes or use.node in self.kept for use in value.uses())
+        return value.is_graph_output() or any(
+            use.node not in self.nodes or use.node in self.kept for use in value.uses()
+        )
 
     def shrink(self, allowed: int) -> list[tuple[ir.Node, str]]:
         """Drop results that would grow the model by more than `allowed` bytes in all; return them with the reason.

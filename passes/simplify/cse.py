@@ -69,7 +69,11 @@ class _Walk:
 
     def _merge(self, node: ir.Node, first: ir.Node) -> bool:
         rewriter = self.ctx.rewriter
-        pairs = [(old, new) for old, new in zip(node.outputs, first.outputs, strict=True) if old.uses() or old.is_graph_output()]
+        pairs = [
+            (old, new)
+            for old, new in zip(node.outputs, first.outputs, strict=True)
+            if old.uses() or old.is_graph_output()
+        ]
         for old, new in pairs:
             # An output of an inner graph must be made in it: nothing is won by an Identity of the outer value.
             if not new.name or (old.is_graph_output() and (first.graph is not node.graph or new.is_graph_output())):

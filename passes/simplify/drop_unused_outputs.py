@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 _DOMAINS = frozenset({"", "ai.onnx.ml"})
+# With and without its second output ONNX Runtime's MaxPool treats NaN differently; Loop and Scan outputs have places.
+_KEPT = frozenset({"MaxPool", "Loop", "Scan"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _trailing(node: ir.Node, least: int) -> int:
 def _shorten(item: DropUnusedOutputs, ctx: Context, node: ir.Node) -> None:
     schema = optable.schema(node.domain, node.op_type, ctx.rewriter.opset(node.domain, node))
     # Where outputs are variadic or mean something by their number, min_outputs says nothing.
-    if schema is None or schema.max_outputs < 0 or node.op_type in ("Loop", "Scan"):
+    if schema is None or schema.max_outputs < 0 or node.op_type in _KEPT:
         return
     count = _trailing(node, max(1, schema.min_outputs))
     inner = [out for out in node.outputs[schema.min_outputs : count] if out.name and not _used(out)]
@@ -91,7 +93,12 @@ def _slice_of_split(item: DropUnusedOutputs, ctx: Context, node: ir.Node) -> Non
     place = used[0]
     start = sum(sizes[:place])
     site, builder = ctx.rewriter.site(node), ctx.rewriter.builder(node)
-    part = builder.Slice(node.inputs[0], builder.const([start], "start"), builder.const([start + sizes[place]], "end"), builder.const([axis], "axis"))
+    part = builder.Slice(
+        node.inputs[0],
+        builder.const([start], "start"),
+        builder.const([start + sizes[place]], "end"),
+        builder.const([axis], "axis"),
+    )
     ctx.rewriter.replace(node, [part if index == place else None for index in range(len(node.outputs))], builder)
     ctx.remarks.applied(item.name, site, "Split", "only one of its parts is used")
 

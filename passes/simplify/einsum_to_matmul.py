@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EinsumToMatMul(NodePass):
-    """Einsum<bij,bjk->bik>(a, b) -> MatMul(a, b), with Transpose (and Reshape of several free or summed dims) around."""
+    """Einsum<bij,bjk->bik>(a, b) -> MatMul(a, b), with Transpose (and Reshape of several free or summed dims)."""
 
     name: ClassVar[str] = "einsum-to-matmul"
     level: ClassVar[int | None] = 2
@@ -62,7 +62,9 @@ def _product(op: Builder, m: Match, node: ir.Node, terms: list[str], right: str)
     m.require(len(batch) + len(summed) + len(rows) == len(first), "it sums a dim of one operand alone")
     m.require(len(batch) + len(summed) + len(columns) == len(second), "it sums a dim of one operand alone")
     m.require(summed, "it sums nothing")
-    if _transposes(second, first, batch, columns, summed, rows, right) < _transposes(first, second, batch, rows, summed, columns, right):
+    if _transposes(second, first, batch, columns, summed, rows, right) < _transposes(
+        first, second, batch, rows, summed, columns, right
+    ):
         a, b, rows, columns, first, second = b, a, columns, rows, second, first
     left_side = _arranged(op, m, a, first, batch, rows, summed, sizes)
     right_side = _arranged(op, m, b, second, batch, summed, columns, sizes)
@@ -73,20 +75,27 @@ def _product(op: Builder, m: Match, node: ir.Node, terms: list[str], right: str)
     return product if letters == right else op.Transpose(product, perm=[letters.index(letter) for letter in right])
 
 
-def _transposes(first: str, second: str, batch: list[str], rows: list[str], summed: list[str], columns: list[str], right: str) -> int:
+def _transposes(
+    first: str, second: str, batch: list[str], rows: list[str], summed: list[str], columns: list[str], right: str
+) -> int:
     """How many transposes the product of the factors in this order needs."""
     wanted = [(first, batch + rows + summed), (second, batch + summed + columns), (right, batch + rows + columns)]
     return sum(have != "".join(want) for have, want in wanted)
 
 
-def _sizes(m: Match, values: tuple[ir.Value | None, ir.Value | None], terms: list[str]) -> dict[str, int | ir.SymbolicDim]:
+def _sizes(
+    m: Match, values: tuple[ir.Value | None, ir.Value | None], terms: list[str]
+) -> dict[str, int | ir.SymbolicDim]:
     """The dim of each letter; both operands must agree on it, since Einsum would broadcast a 1."""
     sizes: dict[str, int | ir.SymbolicDim] = {}
     for value, term in zip(values, terms, strict=True):
         dims = m.dims(value)
         m.require(len(dims) == len(term), "the equation does not fit the ranks")
         for letter, dim in zip(term, dims, strict=True):
-            m.require(letter not in sizes or m.equal(sizes[letter], dim), f"letter {letter} may stand for a 1 that is broadcast")
+            m.require(
+                letter not in sizes or m.equal(sizes[letter], dim),
+                f"letter {letter} may stand for a 1 that is broadcast",
+            )
             sizes[letter] = dim
     return sizes
 

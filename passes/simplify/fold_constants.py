@@ -70,7 +70,7 @@ class FoldConstants(Pass):
             ctx.keep_only([])
 
     def _candidates(self, model: ir.Model, ctx: Context) -> dict[ir.Node, tuple[int, ...] | None]:
-        """Foldable nodes in an order in which operands come first; with the elements where shape analysis knows them."""
+        """Foldable nodes, operands first, each with the elements of its output where shape analysis knows them."""
         found: dict[ir.Node, tuple[int, ...] | None] = {}
         made: set[ir.Value] = set()
         for scope in scopes(model):
@@ -184,12 +184,11 @@ def _by_numpy(region: Region, ctx: Context, node: ir.Node, results: dict[ir.Valu
 
 
 def _operand(value: ir.Value, results: dict[ir.Value, Any]) -> np.ndarray:
-    found = results.get(value)
+    found: Any = results.get(value)
     if found is None:
-        if value.producer() is not None and value.producer().op_type != "Constant":  # type: ignore[union-attr]
-            raise NotExact("an operand waits for the runtime")
         found = const_tensor(value)
-    assert found is not None
+    if found is None:
+        raise NotExact("an operand waits for the runtime")
     return found.numpy() if hasattr(found, "numpy") else found
 
 
@@ -202,7 +201,11 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
     rewriter = ctx.rewriter
     learned = False
     for node in reversed(list(region.nodes)):
-        if node in region.kept or node.graph is None or not any(out.uses() or out.is_graph_output() for out in node.outputs):
+        if (
+            node in region.kept
+            or node.graph is None
+            or not any(out.uses() or out.is_graph_output() for out in node.outputs)
+        ):
             continue
         site, op = rewriter.site(node), node.op_type
         builder = rewriter.builder(node)

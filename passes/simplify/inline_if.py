@@ -36,7 +36,9 @@ class InlineIf(Pass):
             inner = node.attributes["then_branch" if taken else "else_branch"].as_graph()
             site = ctx.rewriter.site(node)
             if inner.initializers and ctx.rewriter.in_function(node):
-                ctx.remarks.missed(self.name, site, "If", "its branch has initializers, which a function body cannot hold")
+                ctx.remarks.missed(
+                    self.name, site, "If", "its branch has initializers, which a function body cannot hold"
+                )
                 continue
             names.make_unique(inner)
             ctx.rewriter.splice(node, inner, list(inner.outputs))

@@ -34,7 +34,9 @@ class InlineLoop(Pass):
                 continue
             site, builder = ctx.rewriter.site(node), ctx.rewriter.builder(node)
             if trips and ctx.rewriter.in_function(node):
-                ctx.remarks.missed(self.name, site, "Loop", "it stands in a function, whose body cannot hold its constants")
+                ctx.remarks.missed(
+                    self.name, site, "Loop", "it stands in a function, whose body cannot hold its constants"
+                )
                 continue
             try:
                 if trips == 0:
@@ -57,7 +59,7 @@ def _trips(node: ir.Node, ctx: Context) -> int | None:
     limit, begin = _number(node.inputs[0], ctx), _number(node.inputs[1] if len(node.inputs) > 1 else None, ctx)
     goes_on = _number(body.outputs[0], ctx)
     begins = node.inputs[1] is None or begin == 1 if len(node.inputs) > 1 else True
-    if limit is not None and limit <= 0 or begin == 0:
+    if (limit is not None and limit <= 0) or begin == 0:
         return 0
     if begins and (limit == 1 or (goes_on == 0 and (node.inputs[0] is None or (limit or 0) >= 1))):
         return 1
@@ -120,4 +122,3 @@ def _once(node: ir.Node, ctx: Context, builder: Builder) -> None:
     for value in (iteration, condition):
         if not value.uses() and value.graph is not None and value.name is not None:
             value.graph.initializers.pop(value.name, None)
-

@@ -88,7 +88,11 @@ def _run_of_dims(ctx: Context, node: ir.Node, inputs: Sequence[ir.Value]) -> tup
     if not values or output.shape is None or len(output.shape) != 1 or all(isinstance(item, int) for item in values):
         return None
     is_shape = node.op_type == "Shape"
-    known = [value for value in inputs if value is not node.inputs[0]] if not (is_shape and node.inputs[0] in inputs) else []
+    known = (
+        [value for value in inputs if value is not node.inputs[0]]
+        if not (is_shape and node.inputs[0] in inputs)
+        else []
+    )
     for source in (*known, *(() if is_shape else _sources(node))):
         place = _find(ctx, values, source)
         if place is not None:
@@ -130,7 +134,11 @@ def _share(item: SimplifyShapeOps, ctx: Context, node: ir.Node, seen: dict[tuple
     if not values or output.shape is None or all(isinstance(value, int) for value in values):
         return
     key = (len(output.shape), *map(str, values))
-    first = seen.setdefault(key, output)
+    first = seen.get(key)
+    producer = first.producer() if first is not None else None
+    if first is None or producer is None or producer.graph is None:  # unknown, or dead by now
+        seen[key] = output
+        return
     if first is output or not output.uses() or output.is_graph_output():
         return
     ctx.rewriter.merge(output, first, node)

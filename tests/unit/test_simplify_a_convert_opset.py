@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,15 @@ CASES = {
     "avgpool-ceil": (7, "y = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)"),
     "avgpool-ceil-include-pad": (
         10,
-        "y = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1, count_include_pad = 1> (x)",
+        (
+            "y = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1, "
+            "count_include_pad = 1> (x)"
+        ),
     ),
-    "avgpool-ceil-11": (11, "y = AveragePool <kernel_shape = [2, 3], strides = [3, 3], pads = [0, 1, 0, 1], ceil_mode = 1> (x)"),
+    "avgpool-ceil-11": (
+        11,
+        "y = AveragePool <kernel_shape = [2, 3], strides = [3, 3], pads = [0, 1, 0, 1], ceil_mode = 1> (x)",
+    ),
     "batchnorm-7": (7, "y = BatchNormalization <spatial = 1, epsilon = 0.001> (x, four, bias4, mean4, var4)"),
     "batchnorm-9": (9, "y = BatchNormalization (x, four, bias4, mean4, var4)"),
     "clip-both": (7, "y = Clip <min = -0.5, max = 0.25> (x)"),
@@ -45,11 +52,20 @@ CASES = {
     "resize-10-nearest": (10, 'y = Resize <mode = "nearest"> (x, up)'),
     "resize-10-down": (10, 'y = Resize <mode = "nearest"> (x, down)'),
     "resize-10-linear": (10, 'y = Resize <mode = "linear"> (x, up)'),
-    "resize-11-linear": (11, 'y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, none, up)'),
-    "resize-11-pytorch": (11, 'y = Resize <mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel"> (x, none, down)'),
+    "resize-11-linear": (
+        11,
+        'y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, none, up)',
+    ),
+    "resize-11-pytorch": (
+        11,
+        'y = Resize <mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel"> (x, none, down)',
+    ),
     "resize-11-cubic": (11, 'y = Resize <mode = "cubic", cubic_coeff_a = -0.75> (x, none, up)'),
     "resize-11-sizes": (11, 'y = Resize <mode = "nearest", nearest_mode = "round_prefer_ceil"> (x, none, none, sizes)'),
-    "resize-13-sizes": (13, 'y = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (x, , , sizes)'),
+    "resize-13-sizes": (
+        13,
+        'y = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (x, , , sizes)',
+    ),
     "scatter-9": (9, "y = Scatter <axis = 2> (x, index, updates)"),
     "slice-all": (7, "y = Slice <starts = [1, -3], ends = [3, 100], axes = [1, 3]> (x)"),
     "slice-no-axes": (9, "y = Slice <starts = [0, 1], ends = [1, 3]> (x)"),
@@ -87,23 +103,30 @@ CASES = {
     ),
     **{
         f"reduce-{name.lower()}": (11, f"t = Abs (x) \n y = Reduce{name} <axes = [1, -1], keepdims = {keep}> (t)")
-        for keep, name in enumerate(["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"] )
+        for keep, name in enumerate(
+            ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
+        )
         for keep in [keep % 2]
     },
     "reduce-all": (7, "y = ReduceMean <keepdims = 0> (x)"),
     "reduce-sum-all": (12, "y = ReduceSum (x)"),
 }
-DECLARED = """<float[4] four, float[4] bias4, float[4] mean4, float[4] var4, float[4] up = {1, 1, 2, 1.5}, float[4] down = {1, 1, 0.5, 0.7},
-    float[0] none = {}, int64[4] sizes = {2, 4, 9, 5}, int64[2, 4, 6, 6] index, float[2, 4, 6, 6] updates, int64[2] three_one = {3, 1},
-    int64[1] two = {2}, float[3, 4] rois = {0, 0, 5, 5, 1, 1, 8, 9, 2, 0, 11, 4}, int64[3] batch = {0, 1, 1}, float[2, 3, 3, 2] grid,
+DECLARED = """<float[4] four, float[4] bias4, float[4] mean4, float[4] var4, float[4] up = {1, 1, 2, 1.5},
+    float[4] down = {1, 1, 0.5, 0.7},
+    float[0] none = {}, int64[4] sizes = {2, 4, 9, 5},
+    int64[2, 4, 6, 6] index, float[2, 4, 6, 6] updates, int64[2] three_one = {3, 1},
+    int64[1] two = {2}, float[3, 4] rois = {0, 0, 5, 5, 1, 1, 8, 9, 2, 0, 11, 4}, int64[3] batch = {0, 1, 1},
+    float[2, 3, 3, 2] grid,
     float[2] two_f = {0.5, -2}, float[2] bias2, int64[1] last = {-1}, float[4, 1, 1] slope, float[2, 144] wide,
     float[1, 3, 2, 4] first, float[1, 8, 4] lstm_w, float[1, 8, 2] lstm_r>"""
 
 
 def _model(opset: int, nodes: str) -> Any:
     ir_version = 10 if opset >= 13 else 7
-    used = [part.strip() for part in _declared() if part.split("=")[0].split()[-1] in nodes.replace(",", " ").replace(")", " ").replace("(", " ").split()]
-    text = f'<ir_version: {ir_version}, opset_import: ["": {opset}]> g (float[2, 4, 6, 6] x) => (y) <{", ".join(used)}> {{ {nodes} }}'
+    words = re.findall(r"\w+", nodes)
+    used = ", ".join(part for part in _declared() if part.split("=")[0].split()[-1] in words)
+    head = f'<ir_version: {ir_version}, opset_import: ["": {opset}]>'
+    text = f"{head} g (float[2, 4, 6, 6] x) => (y) <{used}> {{ {nodes} }}"
     model = from_text(text)
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     name_nodes(model)
@@ -111,8 +134,6 @@ def _model(opset: int, nodes: str) -> Any:
 
 
 def _declared() -> list[str]:
-    import re
-
     return re.findall(r"(?:float|int64)\[[^\]]*\] \w+(?: = \{[^}]*\})?", DECLARED)
 
 
@@ -146,14 +167,24 @@ def test_every_version_is_either_unchanged_or_has_a_rule() -> None:
             if max(7, first) < version <= NEWEST:
                 known = version in safe.get(op, ()) or version in handled.get(op, ((), None))[0]
                 assert known, f"{op} {version}"
-                assert not (version in safe.get(op, ()) and version in handled.get(op, ((), None))[0]), f"{op} {version}"
+                assert not (version in safe.get(op, ()) and version in handled.get(op, ((), None))[0]), (
+                    f"{op} {version}"
+                )
 
 
 REFUSED = {
     "mask of Dropout": (9, "t, y = Dropout (x)", "mean something else"),
-    "rank unknown to Softmax": (11, "s = Shape (x) \n k = ReduceMax (s) \n t = Reshape (x, where) \n y = Softmax <axis = 1> (t)", "rank"),
+    "rank unknown to Softmax": (
+        11,
+        "s = Shape (x) \n k = ReduceMax (s) \n t = Reshape (x, where) \n y = Softmax <axis = 1> (t)",
+        "rank",
+    ),
     "spatial": (8, "y = BatchNormalization <spatial = 0> (x, four, bias4, mean4, var4)", "spatial"),
-    "half pixels": (11, 'y = Resize <coordinate_transformation_mode = "tf_half_pixel_for_nn"> (x, none, up)', "tf_half_pixel_for_nn"),
+    "half pixels": (
+        11,
+        'y = Resize <coordinate_transformation_mode = "tf_half_pixel_for_nn"> (x, none, up)',
+        "tf_half_pixel_for_nn",
+    ),
     "both ways": (10, "y = Resize (x, mixed)", "grows some axes"),
 }
 
@@ -164,7 +195,9 @@ def test_what_cannot_be_converted_leaves_the_model_as_it_is(title: str) -> None:
     extra = "float[4] mixed = {1, 1, 2, 0.5}, "
     declared = ", ".join(_declared())
     inputs = "float[2, 4, 6, 6] x, int64[K] where" if "where" in nodes else "float[2, 4, 6, 6] x"
-    model = from_text(f'<ir_version: 7, opset_import: ["": {opset}]> g ({inputs}) => (y) <{extra}{declared}> {{ a = Unsqueeze <axes = [0]> (x) \n {nodes} }}')
+    head = f'<ir_version: 7, opset_import: ["": {opset}]>'
+    body = f"a = Unsqueeze <axes = [0]> (x) \n {nodes}"
+    model = from_text(f"{head} g ({inputs}) => (y) <{extra}{declared}> {{ {body} }}")
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     name_nodes(model)
     result = run(model, parse("convert-opset"), Context(model))

@@ -36,28 +36,74 @@ def _ops(model: Any) -> list[str]:
 
 # Each node computes from constants only; the second half of the line lists them.
 NUMPY = {
-    "Abs": "Abs(fm)", "Add": "Add(fm, fr)", "And": "And(bm, br)", "Ceil": "Ceil(fm)", "Concat": "Concat <axis = 1> (fm, fm)",
-    "CumSum": "CumSum(im, one)", "Div": "Div(fm, fr)", "Div int": "Div(im, ir)", "Equal": "Equal(fm, fr)",
-    "Expand": "Expand(fr, shape)", "Flatten": "Flatten <axis = 2> (f3)", "Flatten negative": "Flatten <axis = -1> (f3)", "Floor": "Floor(fm)",
-    "Gather": "Gather <axis = 1> (fm, places)", "GatherElements": "GatherElements <axis = 1> (fm, picked)",
-    "Greater": "Greater(fm, fr)", "GreaterOrEqual": "GreaterOrEqual(im, ir)", "Identity": "Identity(fm)", "Less": "Less(im, ir)",
-    "LessOrEqual": "LessOrEqual(fm, fr)", "Max": "Max(im, ir)", "Min": "Min(im, ir)", "Mod": "Mod(im, ir)", "Mod fmod": "Mod <fmod = 1> (im, ir)",
-    "Mul": "Mul(fm, fr)", "Neg": "Neg(fm)", "NonZero": "NonZero(fm)", "Not": "Not(bm)", "Or": "Or(bm, br)", "Pad": "Pad(fm, pads, half)",
-    "Range": "Range(start, limit, delta)", "ReduceMax": "ReduceMax(im, one1)", "ReduceMin": "ReduceMin <keepdims = 0> (im)",
-    "ReduceProd": "ReduceProd(ir)", "ReduceSum": "ReduceSum <keepdims = 0> (im, one1)", "Reshape": "Reshape(f3, target)",
-    "ScatterND": "ScatterND(fm, where, rows)", "Shape": "Shape <start = 1> (f3)", "Size": "Size(f3)", "Slice": "Slice(fm, lows, highs, both, steps)",
-    "Slice back": "Slice(fm, highs, lows, both, back)", "Split": "Split <axis = 1, num_outputs = 2> (fm)", "Squeeze": "Squeeze(f3, last)",
-    "Sub": "Sub(fm, fr)", "Tile": "Tile(fm, repeats)", "Transpose": "Transpose <perm = [2, 0, 1]> (f3)", "Trilu": "Trilu <upper = 0> (fm, one)",
-    "Unsqueeze": "Unsqueeze(fm, ends)", "Where": "Where(bm, fm, fr)", "Xor": "Xor(bm, br)",
-    "ConstantOfShape": "ConstantOfShape <value = int32[1] {7}> (shape)", "Cast to int": "Cast <to = 6> (fm_small)", "Cast to half": "Cast <to = 10> (fm)",
-    "Cast to bool": "Cast <to = 9> (fm)", "Cast to double": "Cast <to = 11> (fm)", "Cast from int": "Cast <to = 1> (im)",
+    "Abs": "Abs(fm)",
+    "Add": "Add(fm, fr)",
+    "And": "And(bm, br)",
+    "Ceil": "Ceil(fm)",
+    "Concat": "Concat <axis = 1> (fm, fm)",
+    "CumSum": "CumSum(im, one)",
+    "Div": "Div(fm, fr)",
+    "Div int": "Div(im, ir)",
+    "Equal": "Equal(fm, fr)",
+    "Expand": "Expand(fr, shape)",
+    "Flatten": "Flatten <axis = 2> (f3)",
+    "Flatten negative": "Flatten <axis = -1> (f3)",
+    "Floor": "Floor(fm)",
+    "Gather": "Gather <axis = 1> (fm, places)",
+    "GatherElements": "GatherElements <axis = 1> (fm, picked)",
+    "Greater": "Greater(fm, fr)",
+    "GreaterOrEqual": "GreaterOrEqual(im, ir)",
+    "Identity": "Identity(fm)",
+    "Less": "Less(im, ir)",
+    "LessOrEqual": "LessOrEqual(fm, fr)",
+    "Max": "Max(im, ir)",
+    "Min": "Min(im, ir)",
+    "Mod": "Mod(im, ir)",
+    "Mod fmod": "Mod <fmod = 1> (im, ir)",
+    "Mul": "Mul(fm, fr)",
+    "Neg": "Neg(fm)",
+    "NonZero": "NonZero(fm)",
+    "Not": "Not(bm)",
+    "Or": "Or(bm, br)",
+    "Pad": "Pad(fm, pads, half)",
+    "Range": "Range(start, limit, delta)",
+    "ReduceMax": "ReduceMax(im, one1)",
+    "ReduceMin": "ReduceMin <keepdims = 0> (im)",
+    "ReduceProd": "ReduceProd(ir)",
+    "ReduceSum": "ReduceSum <keepdims = 0> (im, one1)",
+    "Reshape": "Reshape(f3, target)",
+    "ScatterND": "ScatterND(fm, where, rows)",
+    "Shape": "Shape <start = 1> (f3)",
+    "Size": "Size(f3)",
+    "Slice": "Slice(fm, lows, highs, both, steps)",
+    "Slice back": "Slice(fm, highs, lows, both, back)",
+    "Split": "Split <axis = 1, num_outputs = 2> (fm)",
+    "Squeeze": "Squeeze(f3, last)",
+    "Sub": "Sub(fm, fr)",
+    "Tile": "Tile(fm, repeats)",
+    "Transpose": "Transpose <perm = [2, 0, 1]> (f3)",
+    "Trilu": "Trilu <upper = 0> (fm, one)",
+    "Unsqueeze": "Unsqueeze(fm, ends)",
+    "Where": "Where(bm, fm, fr)",
+    "Xor": "Xor(bm, br)",
+    "ConstantOfShape": "ConstantOfShape <value = int32[1] {7}> (shape)",
+    "Cast to int": "Cast <to = 6> (fm_small)",
+    "Cast to half": "Cast <to = 10> (fm)",
+    "Cast to bool": "Cast <to = 9> (fm)",
+    "Cast to double": "Cast <to = 11> (fm)",
+    "Cast from int": "Cast <to = 1> (im)",
 }
-CONSTANTS = """<float[2, 4] fm = {1.5, -0.0, 3e38, 1e-45, -2.25, 0.1, 0.2, -7}, float[4] fr = {0.3, -0.0, 3e38, 2}, float[2, 4] fm_small = {1.5, -0.0, 3, 1e-45, -2.75, 0.1, 0.2, -7},
-    int64[2, 4] im = {5, -7, 0, 9, -3, 2, 8, -1}, int64[4] ir = {3, 2, -4, 5}, float[2, 3, 1] f3, bool[2, 4] bm = {1, 0, 1, 1, 0, 0, 1, 0},
+CONSTANTS = """<float[2, 4] fm = {1.5, -0.0, 3e38, 1e-45, -2.25, 0.1, 0.2, -7}, float[4] fr = {0.3, -0.0, 3e38, 2},
+    float[2, 4] fm_small = {1.5, -0.0, 3, 1e-45, -2.75, 0.1, 0.2, -7},
+    int64[2, 4] im = {5, -7, 0, 9, -3, 2, 8, -1}, int64[4] ir = {3, 2, -4, 5},
+    float[2, 3, 1] f3, bool[2, 4] bm = {1, 0, 1, 1, 0, 0, 1, 0},
     bool[4] br = {1, 1, 0, 0}, int64[2] shape = {2, 4}, int64 one = {1}, int64[1] one1 = {1}, int64[2] places = {-1, 0},
-    int64[2, 2] picked = {3, -4, 0, 1}, int64[4] pads = {1, 0, 0, 2}, float half = {0.5}, int64 start = {10}, int64 limit = {-3}, int64 delta = {-4},
-    int64[2] target = {0, -1}, int64[1, 1] where = {1}, float[1, 4] rows, int64[2] lows = {-100, 1}, int64[2] highs = {100, -1}, int64[2] both = {0, -1},
-    int64[2] steps = {1, 2}, int64[2] back = {-1, -2}, int64[1] last = {-1}, int64[2] repeats = {2, 1}, int64[2] ends = {0, -1}>"""
+    int64[2, 2] picked = {3, -4, 0, 1}, int64[4] pads = {1, 0, 0, 2}, float half = {0.5}, int64 start = {10},
+    int64 limit = {-3}, int64 delta = {-4},
+    int64[2] target = {0, -1}, int64[1, 1] where = {1}, float[1, 4] rows, int64[2] lows = {-100, 1},
+    int64[2] highs = {100, -1}, int64[2] both = {0, -1},
+    int64[2] steps = {1, 2}, int64[2] back = {-1, -2}, int64[1] last = {-1}, int64[2] repeats = {2, 1},
+    int64[2] ends = {0, -1}>"""
 
 
 @pytest.mark.parametrize("title", NUMPY)
@@ -90,14 +136,19 @@ def test_every_rule_of_the_numpy_table_is_tested() -> None:
 
 @pytest.mark.parametrize("call", ["Div(im, zero)", "Cast <to = 7> (big)", "Gather(im, far)"])
 def test_what_numpy_would_do_otherwise_is_left_alone(call: str) -> None:
-    text = f"g (float[2] x) => (float[2] y) <int64[2] im = {{1, 2}}, int64[2] zero = {{0, 1}}, float[2] big = {{1e30, 1}}, int64[2] far = {{0, 9}}> {{ c = {call} \n f = Cast <to = 1> (c) \n y = Add(x, f) }}"
+    text = (
+        f"g (float[2] x) => (float[2] y) <int64[2] im = {{1, 2}}, int64[2] zero = {{0, 1}}, float[2] big "
+        f"= {{1e30, 1}}, int64[2] far = {{0, 9}}> {{ c = {call} \n f = Cast <to = 1> (c) \n y = Add(x, "
+        f"f) }}"
+    )
     model = _model(text)
     _run(model, "fold-constants")
     assert call.split("(")[0].split()[0] in _ops(model)
 
 
 GENERATED = """g (float[64, 64] x) => (float[64, 64] y) <int64[2] dims = {64, 64}, float[64] w>
-    { a = ConstantOfShape <value = float[1] {2}> (dims) \n b = Add(a, w) \n c = Sub(a, w) \n d = Mul(x, b) \n e = Mul(x, c) \n y = Add(d, e) }"""
+    { a = ConstantOfShape <value = float[1] {2}> (dims) \n b = Add(a, w) \n c = Sub(a, w) \n d = Mul(x, b)
+    e = Mul(x, c) \n y = Add(d, e) }"""
 
 
 def test_growth_is_bounded_over_the_whole_run() -> None:
@@ -116,7 +167,10 @@ def test_a_larger_growth_may_be_asked_for() -> None:
 
 
 def test_a_weight_that_only_changes_its_form_is_folded() -> None:
-    text = "g (float[N, 300] x) => (float[N, 200] y) <float[200, 300] w> { a = Transpose(w) \n b = Unsqueeze(a, z) \n c = Squeeze(b, z) \n y = MatMul(x, c) }"
+    text = (
+        "g (float[N, 300] x) => (float[N, 200] y) <float[200, 300] w> { a = Transpose(w) \n b = "
+        "Unsqueeze(a, z) \n c = Squeeze(b, z) \n y = MatMul(x, c) }"
+    )
     model = _model(text.replace("<float[200", "<int64[1] z = {0}, float[200"))
     before = model_bytes(model)
     _run(model, "fold-constants,dce")
@@ -124,15 +178,19 @@ def test_a_weight_that_only_changes_its_form_is_folded() -> None:
 
 
 def test_parts_of_one_weight_are_put_together_again() -> None:
-    text = """g (float[N, 300] x) => (float[N, 200] y) <float[300, 200] w, int64[1] axis = {1}, int64[1] zero = {0}, int64[1] mid = {90}, int64[1] end = {200}>
-        { a = Slice(w, zero, mid, axis) \n b = Slice(w, mid, end, axis) \n c = Concat <axis = 1> (b, a) \n y = MatMul(x, c) }"""
+    text = """g (float[N, 300] x) => (float[N, 200] y) <float[300, 200] w, int64[1] axis = {1},
+    int64[1] zero = {0}, int64[1] mid = {90}, int64[1] end = {200}>
+        { a = Slice(w, zero, mid, axis) \n b = Slice(w, mid, end, axis) \n c = Concat <axis = 1> (b, a)
+    y = MatMul(x, c) }"""
     model = _model(text)
     _run(model, "fold-constants,dce")
     assert _ops(model) == ["MatMul"]
 
 
 def test_no_tensor_over_max_bytes_is_read_or_made() -> None:
-    model = _model("g (float[N, 300] x) => (float[N, 200] y) <float[200, 300] w> { a = Transpose(w) \n y = MatMul(x, a) }")
+    model = _model(
+        "g (float[N, 300] x) => (float[N, 200] y) <float[200, 300] w> { a = Transpose(w) \n y = MatMul(x, a) }"
+    )
     _run(model, "fold-constants{max_bytes=1000}")
     assert _ops(model) == ["Transpose", "MatMul"]
 
@@ -176,7 +234,10 @@ def test_the_runtime_is_asked_once(evaluate: Any) -> None:
 
 
 def test_custom_ops_are_opaque() -> None:
-    text = '<ir_version: 10, opset_import: ["": 21, "other": 1]> g (float[2] x) => (float[2] y) <float[2] w> { a = other.Op(w) \n b = other.Op(w) \n t = Add(a, b) \n y = Add(x, t) }'
+    text = (
+        '<ir_version: 10, opset_import: ["": 21, "other": 1]> g (float[2] x) => (float[2] y) <float[2] '
+        "w> { a = other.Op(w) \n b = other.Op(w) \n t = Add(a, b) \n y = Add(x, t) }"
+    )
     model = _model(text)
     result = _run(model, "fold-constants,cse")
     assert not result.rewrites
@@ -194,7 +255,10 @@ def test_nan_payloads_are_different_constants() -> None:
         assert (len(_ops(model)) == 2) is merged
 
 
-BOUND = "g (float[batch, seq] x, float[batch, 4] z) => (float[batch, seq] y, int64[2] n) { y = Relu(x) \n n = Shape(x) \n u = Neg(z) }"
+BOUND = (
+    "g (float[batch, seq] x, float[batch, 4] z) => (float[batch, seq] y, int64[2] n) { y = Relu(x) "
+    "\n n = Shape(x) \n u = Neg(z) }"
+)
 
 
 def test_dims_are_bound_by_name(run_model: Any) -> None:
@@ -213,7 +277,9 @@ def test_shapes_are_bound_by_input() -> None:
     assert [list(value.shape) for value in model.graph.inputs] == [[5, 7], [5, 4]]
 
 
-@pytest.mark.parametrize("text", ["bind-dims{batch=1 seq=128}", 'bind-dims{batch=1 dims=["odd name=3"]}', "bind-dims{shapes=[x=1x3 y=]}"])
+@pytest.mark.parametrize(
+    "text", ["bind-dims{batch=1 seq=128}", 'bind-dims{batch=1 dims=["odd name=3"]}', "bind-dims{shapes=[x=1x3 y=]}"]
+)
 def test_bind_dims_prints_as_it_is_written(text: str) -> None:
     assert str(parse(text)) == text and str(parse(str(parse(text)))) == text
 
@@ -231,14 +297,20 @@ def test_a_name_that_is_not_there_is_an_error(text: str, message: str) -> None:
         _run(_model(BOUND), text)
 
 
-@pytest.mark.parametrize("text", ["bind-dims", "bind-dims{batch=x}", "bind-dims{batch=-1}", "bind-dims{batch=[1 2]}", "bind-dims{shapes=[x]}"])
+@pytest.mark.parametrize(
+    "text",
+    ["bind-dims", "bind-dims{batch=x}", "bind-dims{batch=-1}", "bind-dims{batch=[1 2]}", "bind-dims{shapes=[x]}"],
+)
 def test_bindings_that_are_no_numbers_are_refused(text: str) -> None:
     with pytest.raises(GraphoptError, match="bind-dims"):
         parse(text)
 
 
 def test_inlining_stops_at_the_bisect_limit_without_a_trace() -> None:
-    text = "g (float[2] x) => (float[2] y) <bool yes = {1}> { y = If (yes) <then_branch = a () => (float[2] p) { p = Exp(x) }, else_branch = b () => (float[2] r) { r = Relu(x) }> }"
+    text = (
+        "g (float[2] x) => (float[2] y) <bool yes = {1}> { y = If (yes) <then_branch = a () => "
+        "(float[2] p) { p = Exp(x) }, else_branch = b () => (float[2] r) { r = Relu(x) }> }"
+    )
     model = _model(text)
     _run(model, "inline-if", limit=0)
     verify(model)
@@ -246,8 +318,14 @@ def test_inlining_stops_at_the_bisect_limit_without_a_trace() -> None:
 
 
 def test_nested_ifs_of_known_condition_are_all_opened(run_model: Any) -> None:
-    inner = "If (no) <then_branch = c () => (float[2] s) { s = Abs(q) }, else_branch = d () => (float[2] t) { t = Neg(q) }>"
-    text = f"g (float[2] x) => (float[2] y) <bool yes = {{1}}, bool no = {{0}}> {{ y = If (yes) <then_branch = a () => (float[2] p) {{ q = Exp(x) \n p = {inner} }}, else_branch = b () => (float[2] r) {{ r = Relu(x) }}> }}"
+    inner = (
+        "If (no) <then_branch = c () => (float[2] s) { s = Abs(q) }, else_branch = d () => (float[2] t) { t = Neg(q) }>"
+    )
+    text = (
+        f"g (float[2] x) => (float[2] y) <bool yes = {{1}}, bool no = {{0}}> {{ y = If (yes) "
+        f"<then_branch = a () => (float[2] p) {{ q = Exp(x) \n p = {inner} }}, else_branch = b () => "
+        f"(float[2] r) {{ r = Relu(x) }}> }}"
+    )
     model, before = _model(text), _model(text)
     _run(model, "fix(inline-if,dce)")
     assert _ops(model) == ["Exp", "Neg"]
