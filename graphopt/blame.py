@@ -12,20 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers
+from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, loosest
 from graphopt.driver import Options, plan_pipeline
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.ir.rewriter import Rewrite
 from graphopt.ir.writer import write
 from graphopt.manager.bisect import first_bad
 from graphopt.manager.context import Context
-from graphopt.manager.instruments import Instruments
+from graphopt.manager.instruments import Instruments, Timings
 from graphopt.manager.pipeline import Pipeline
 from graphopt.manager.registry import make_target
 from graphopt.manager.runner import RunResult, run
 
 if TYPE_CHECKING:
+    from graphopt.numerics import ToleranceClass
     from graphopt.target import Target
 
 _COMMAND_SECONDS = 600
@@ -104,7 +105,7 @@ class _Bisection:
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(model, origin, options.data, scratch, reload)
         self.reasons: dict[int, str] = {}
-        self.last: RunResult | None = None
+        self.tolerance: ToleranceClass = "exact"
 
     def search(self, runtime: bool) -> Blame:
         reason, result = self.judge(None)
@@ -130,18 +131,16 @@ class _Bisection:
         ctx = Context(
             model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth
         )
-        error = ""
         try:
-            result = run(model, self.pipeline, ctx, Instruments(verify="off"))
-            run(model, Pipeline(), ctx, Instruments(verify="end"))
-        except GraphoptError as failure:
-            error = str(failure)
-            result = RunResult(_no_timings(), ctx.rewriter.rewrites, ctx, False)
-        if error:
-            return error, result
+            result = run(model, self.pipeline, ctx, Instruments(verify="end"))
+        except VerificationError as failure:
+            return str(failure), RunResult(Timings(), ctx.rewriter.rewrites, ctx, False)
+        if limit is None:
+            # Every prefix is judged by the class of the whole run: an exact rewrite is not blamed for one ulp.
+            self.tolerance = loosest(result)
         path = self.scratch / "bisect.onnx"
         write(model, path)
-        return (self._ask_command(path) if self.command is not None else self._ask_numerics(path, result)), result
+        return (self._ask_command(path) if self.command is not None else self._ask_numerics(path)), result
 
     def _ask_command(self, path: Path) -> str:
         assert self.command is not None
@@ -157,11 +156,11 @@ class _Bisection:
         lines = (done.stderr or done.stdout).strip().splitlines()
         return f"the command exited {done.returncode}{': ' + lines[-1] if lines else ''}" if done.returncode else ""
 
-    def _ask_numerics(self, path: Path, result: RunResult) -> str:
-        numbers: Numbers = self.check.end(path, result)
-        if numbers.status == "not-checked":
-            raise GraphoptError(f"bisect cannot judge this model: {numbers.reason}; give --data or --oracle")
-        return numbers.reason if numbers.status == "failed" else ""
+    def _ask_numerics(self, path: Path) -> str:
+        report = self.check.compare(path, self.tolerance)
+        if report.status == "not-checked":
+            raise GraphoptError(f"bisect cannot judge this model: {report.reason}; give --data or --oracle")
+        return report.reason if report.status == "failed" else ""
 
     def runtime(self, total: int, evaluations: int) -> Blame:
         """Search ONNX Runtime's optimizers: enable the first k of its list; see when the result leaves the plain."""
@@ -205,9 +204,3 @@ def _far(plain: list[dict[str, Any]], optimized: list[dict[str, Any]]) -> str:
             if error > TOLERANCES["reassociates"].ill_conditioned * max(largest, float(np.finfo(np.float32).tiny)):
                 return f"output {name!r} moves by {error:.3g}, its largest value is {largest:.3g}"
     return ""
-
-
-def _no_timings() -> Any:
-    from graphopt.manager.instruments import Timings
-
-    return Timings()

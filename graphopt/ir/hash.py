@@ -26,7 +26,7 @@ def fingerprint(model: ir.Model) -> int:
         parts.append(tuple((name, id(v), id(v.const_value)) for name, v in graph.initializers.items()))
         for node in graph:
             attrs = tuple(id(a) for a in node.attributes.values()) if node.attributes else ()
-            parts.append((id(node), node.op_type, tuple(map(id, node.inputs)), attrs))
+            parts.append((id(node), node.op_type, tuple(map(id, node.inputs)), attrs, len(node.metadata_props)))
     return hash(tuple(parts))
 
 

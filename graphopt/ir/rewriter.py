@@ -200,6 +200,12 @@ class Rewriter:
         self.count(at)
         self._forward(old, new, fresh=False)
 
+    def drop_metadata(self, node: ir.Node, keys: Iterable[str]) -> None:
+        """Remove metadata entries of a node; counts as one rewrite."""
+        self.count(node)
+        for key in keys:
+            del node.metadata_props[key]
+
     def drop_initializer(self, graph: ir.Graph, name: str) -> None:
         """Remove an initializer that nothing uses; counts as one rewrite.
 
@@ -294,7 +300,9 @@ class Rewriter:
 
     def _check(self, root: ir.Node, new: Sequence[ir.Value | None]) -> None:
         if len(new) != len(root.outputs):
-            raise PassError(f"pass {self.pass_name!r} returned {len(new)} values for {len(root.outputs)} outputs of {root.name!r}")
+            raise PassError(
+                f"pass {self.pass_name!r} returned {len(new)} values for {len(root.outputs)} outputs of {root.name!r}"
+            )
         for old, value in zip(root.outputs, new, strict=True):
             if value is None:
                 if old.uses() or old.is_graph_output():

@@ -1,0 +1,1 @@
+"""What is done last: rewrites that no other pass has to see."""
