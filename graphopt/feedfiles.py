@@ -91,7 +91,8 @@ def _check_one(value: Any, spec: TensorSpec, symbols: dict[str, tuple[int, str]]
     for size, dim in zip(value.shape, spec.shape, strict=True):
         if isinstance(dim, int) and size != dim:
             raise misfit
-        if isinstance(dim, str) and symbols.setdefault(dim, (size, spec.name))[0] != size:
+        nameless = dim in (None, "", "?")  # as files spell a dimension of unknown size
+        if isinstance(dim, str) and not nameless and symbols.setdefault(dim, (size, spec.name))[0] != size:
             there, other = symbols[dim]
             raise GraphoptError(f"{origin}: dim {dim!r} is {size} in {spec.name!r} and {there} in {other!r}")
 

@@ -79,10 +79,12 @@ class BenchReport:
     load_average: float
 
     def __str__(self) -> str:
-        lines = [f"{'':24} {'median':>10} {'p95':>10} {'ratio':>7}  95% interval     load     peak"]
-        for row in self.rows:
+        labels = [row.name if row.name == "A again" else f"{row.name}  {_short(row.path)}" for row in self.rows]
+        wide = max(map(len, labels))
+        lines = [f"{'':{wide}} {'median':>10} {'p95':>10} {'ratio':>7}  95% interval     load     peak"]
+        for row, label in zip(self.rows, labels, strict=True):
             lines.append(
-                f"{row.name[:24]:24} {row.median_ms:8.3f}ms {row.p95_ms:8.3f}ms {row.ratio:7.3f}  "
+                f"{label:{wide}} {row.median_ms:8.3f}ms {row.p95_ms:8.3f}ms {row.ratio:7.3f}  "
                 f"[{row.ratio_low:.3f}, {row.ratio_high:.3f}] {row.load_ms:6.0f}ms {row.peak_memory / 2**20:6.0f}MB"
             )
         return "\n".join(lines)
@@ -90,6 +92,12 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         return dataclasses.asdict(self)
+
+
+def _short(path: str) -> str:
+    """The end of a path that tells it from others: files of artifacts have the same name."""
+    text = str(Path(*Path(path).parts[-2:]))
+    return text if len(text) <= 40 else f"...{text[-37:]}"
 
 
 def bench(

@@ -37,12 +37,14 @@ def bind_dims(model: ir.Model, bindings: Mapping[str, int]) -> int:
     return _substitute(model, bindings)
 
 
-def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
-    """Give graph inputs static shapes; symbols they had are bound everywhere. Return how many values changed.
+def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int | str]]) -> int:
+    """Give graph inputs shapes; symbols that get a number are bound everywhere. Return how many values changed.
+
+    A word leaves a dimension symbolic: the symbol it has, or a name for one that has none.
 
     Raises:
-        GraphoptError: an unknown input, another rank, a number that contradicts a static dimension, or one symbol
-            that would get two numbers.
+        GraphoptError: an unknown input, another rank, a number or word that contradicts the declared dimension, or one
+            symbol that would get two numbers.
     """
     from graphopt import ir
 
@@ -54,16 +56,16 @@ def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> in
         _match(name, inputs[name].shape, shape, bindings)
     changed = _substitute(model, bindings)
     for name, shape in shapes.items():
-        value = inputs[name]
-        if value.shape is None or value.shape.dims != tuple(shape):
-            value.shape = ir.Shape(tuple(shape))
+        value, wanted = inputs[name], ir.Shape(tuple(shape))
+        if value.shape is None or value.shape.dims != wanted.dims:
+            value.shape = wanted
             changed += 1
     return changed
 
 
-def _match(name: str, declared: ir.Shape | None, shape: Sequence[int], bindings: dict[str, int]) -> None:
+def _match(name: str, declared: ir.Shape | None, shape: Sequence[int | str], bindings: dict[str, int]) -> None:
     """Check one requested shape against the declared one and note which symbols it binds."""
-    if any(number < 0 for number in shape):
+    if any(isinstance(number, int) and number < 0 for number in shape):
         raise GraphoptError(f"input {name!r} cannot have shape {_print(shape)}: sizes are 0 or more")
     if declared is None:
         return
@@ -76,6 +78,11 @@ def _match(name: str, declared: ir.Shape | None, shape: Sequence[int], bindings:
             if 0 <= dim != number:
                 raise GraphoptError(
                     f"input {name!r} is {_print(declared)}: dimension {axis} is fixed at {dim} and cannot be {number}"
+                )
+        elif isinstance(number, str):
+            if not dims.is_unknown(dim) and dim.value != number:
+                raise GraphoptError(
+                    f"input {name!r} is {_print(declared)}: dimension {axis} is called {dim.value!r}, not {number!r}"
                 )
         elif not dims.is_unknown(dim) and bindings.setdefault(dim.value or "", number) != number:
             raise GraphoptError(

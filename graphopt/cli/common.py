@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -20,8 +21,16 @@ def say(text: str = "") -> None:
 
 
 def emit(data: Any) -> None:
-    """`--json`: one JSON document on stdout."""
-    print(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False))
+    """`--json`: one JSON document on stdout. JSON has no NaN and no infinities: they become "nan", "inf" and "-inf"."""
+    print(json.dumps(_finite(data), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int | str, ...]]:

@@ -30,6 +30,8 @@ def command(as_json: bool) -> None:
 
 def _row(name: str, cls: Any) -> dict[str, Any]:
     reason = cls().available()
-    options = [{"name": f.name, "type": option_type(cls, f.name), "default": f.default} for f in dataclasses.fields(cls)]
+    options = [
+        {"name": f.name, "type": option_type(cls, f.name), "default": f.default} for f in dataclasses.fields(cls)
+    ]
     summary = cls.summary or (cls.__doc__ or "").strip().splitlines()[0]
     return {"name": name, "summary": summary, "available": reason is None, "reason": reason or "", "options": options}

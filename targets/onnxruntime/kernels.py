@@ -113,7 +113,8 @@ def place(model: ir.Model, device: Device = "cuda") -> Placement:
             if not runs_here or node.op_type in _HOST_OUTPUTS:
                 host.update(id(value) for value in node.outputs)
             _count_copies(node, runs_here, host, copies)
-    return Placement(tuple(on_cpu), tuple(copies.values()), dict(counts))
+    # On the CPU all memory is host memory.
+    return Placement(tuple(on_cpu), tuple(copies.values()) if device != "cpu" else (), dict(counts))
 
 
 def _node_reason(node: ir.Node, model: ir.Model, device: Device) -> str | None:
