@@ -1,4 +1,4 @@
-"""Shared by all tests: running a model in ONNX Runtime as it stands, and comparing what two runs gave.
+"""Shared by all tests: running a model in ONNX Runtime as it stands, comparing what two runs gave, `--update-golden`.
 
 Fixtures only, so that no test has to import another test's file. Models and cases live with their tests.
 """
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Run = Callable[["ir.Model", Mapping[str, Any]], dict[str, Any]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`python -m pytest tests/golden tests/e2e/test_verbs.py --update-golden`, then review the diff."""
+    parser.addoption("--update-golden", action="store_true", help="write the expected text of golden files anew")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    # The option is unknown when the run starts from another folder.
+    return bool(request.config.getoption("--update-golden", default=False))
 
 
 def _run(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, Any]:
