@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 AS_IS = "as is"
 PERMUTED = "permuted"
@@ -49,32 +50,48 @@ class Problem:
     def solve(self) -> tuple[int, set[Hashable]]:
         """The least cost, and the smallest set of nodes to permute that reaches it.
 
-        Shortest augmenting paths (Edmonds and Karp 1972): there is one per Transpose or so, and a graph library would
-        take longer to import than this to run.
+        Blocking flows on shortest paths (Dinitz 1970). A graph library would take longer to import than this to run.
         """
         flow = 0
         while True:
-            came_from = self._search()
-            if AS_IS not in came_from:
-                return flow, set(came_from)
-            path: list[Hashable] = [AS_IS]
-            while path[-1] != PERMUTED:
-                path.append(came_from[path[-1]])
-            steps = list(zip(path[1:], path, strict=False))
-            amount = min(self.room[start][end] for start, end in steps)
-            for start, end in steps:
-                self.room[start][end] -= amount
-                self.room[end][start] += amount
-            flow += amount
+            level = self._levels()
+            if AS_IS not in level:
+                return flow, set(level)
+            rest = {key: list(edges) for key, edges in self.room.items()}
+            while pushed := self._push(level, rest):
+                flow += pushed
 
-    def _search(self) -> dict[Hashable, Hashable]:
-        """What the source still reaches, breadth first, each with where it was reached from."""
-        came_from: dict[Hashable, Hashable] = {PERMUTED: None}
+    def _levels(self) -> dict[Hashable, int]:
+        """What the source still reaches, with its distance."""
+        level: dict[Hashable, int] = {PERMUTED: 0}
         waiting: deque[Hashable] = deque([PERMUTED])
-        while waiting and AS_IS not in came_from:
+        while waiting:
             here = waiting.popleft()
             for there, room in self.room.get(here, {}).items():
-                if room > 0 and there not in came_from:
-                    came_from[there] = here
+                if room > 0 and there not in level:
+                    level[there] = level[here] + 1
                     waiting.append(there)
-        return came_from
+        return level
+
+    def _push(self, level: dict[Hashable, int], rest: dict[Hashable, list[Hashable]]) -> int:
+        """Send flow along one shortest path; 0 when there is none left. `rest` holds the edges not yet given up."""
+        path: list[Hashable] = [PERMUTED]
+        while path[-1] != AS_IS:
+            here = path[-1]
+            while rest[here]:
+                there = rest[here][-1]
+                if self.room[here][there] > 0 and level.get(there) == level[here] + 1:
+                    path.append(there)
+                    break
+                rest[here].pop()
+            else:
+                path.pop()
+                if not path:
+                    return 0
+                rest[path[-1]].pop()
+        steps = list(pairwise(path))
+        amount = min(self.room[start][end] for start, end in steps)
+        for start, end in steps:
+            self.room[start][end] -= amount
+            self.room[end][start] += amount
+        return amount

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 Perm = tuple[int, ...]
 
+_REACH = 256
+"""Nodes that are decided on together; beyond it they count as fixed, since a cut takes more than linear time."""
+
+_SWEEPS = 16
+"""Sweeps over a graph; only parts larger than _REACH need more than a few."""
+
 _ONE = 1 << 48
 """Cost of one Transpose; the elements that it moves decide between equal numbers of them."""
 
@@ -47,7 +53,7 @@ class SinkTransposes(Pass):
     def run(self, model: ir.Model, ctx: Context) -> None:
         for scope in list(sites.scopes(model)):
             # Each sweep that changes something leaves fewer Transposes, or as many that move less.
-            for _ in range(len(ctx.rewriter.index.of("", "Transpose")) + 1):
+            for _ in range(_SWEEPS):
                 before = ctx.rewriter.changes
                 for region in _regions(ctx, scope.graph, self):
                     self._try(ctx, region)
@@ -152,9 +158,9 @@ class _Region:
 
     def apply(self, chosen: Sequence[ir.Node]) -> None:
         """Do the chosen nodes on permuted data, each followed by a Transpose, and drop Transposes of Transposes."""
-        rewriter, order = self.ctx.rewriter, {node: at for at, node in enumerate(self.seeds[0].graph or ())}
+        rewriter = self.ctx.rewriter
         turned: Turned = {}
-        for node in sorted(chosen, key=order.__getitem__):
+        for node in _makers_first(chosen):
             site, op_type = rewriter.site(node), node.op_type
             try:
                 outputs = self._permute(node, turned)
@@ -223,6 +229,22 @@ class _Region:
                 op.discard()
 
 
+def _makers_first(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes in an order in which each stands behind those whose values it uses."""
+    waiting = dict.fromkeys(nodes)
+    done: dict[ir.Node, None] = {}
+    for node in nodes:
+        stack = [node]
+        while stack:
+            producers = [value.producer() for value in stack[-1].inputs if value is not None]
+            first = next((p for p in producers if p is not None and p in waiting and p not in done), None)
+            if first is not None:
+                stack.append(first)
+            else:
+                done[stack.pop()] = None
+    return list(done)
+
+
 def _regions(ctx: Context, graph: ir.Graph, rule: SinkTransposes) -> list[_Region]:
     """One region per connected part that Transposes of one perm reach."""
     seeds: dict[Perm, list[ir.Node]] = {}
@@ -256,7 +278,7 @@ def _grow(region: _Region, first: ir.Node, waiting: dict[ir.Node, None]) -> None
         outputs = [] if node in region.forms and region.forms[node].ends else node.outputs
         for user in [use.node for output in outputs for use in output.uses()]:
             how = _form(region, user, refused, first)
-            if how is None or user in region.forms:
+            if how is None or user in region.forms or len(region.forms) >= _REACH:
                 continue
             region.forms[user] = how
             stack.append(user)
