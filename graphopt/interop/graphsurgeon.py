@@ -110,7 +110,7 @@ def _functions(graph: Any) -> list[tuple[str, str, list[tuple[str, tuple[str, ..
 
 
 def _stamp(name: str, old: ir.Model, new: ir.Model) -> None:
-    """Say on each new node which pass made it and what it stands for: the makers of its outputs, else all gone nodes."""
+    """Say on each new node which pass made it and what it stands for: the old makers of its outputs, else all lost."""
     from graphopt.ir.rewriter import PROVENANCE
     from graphopt.ir.sites import scopes
 

@@ -70,7 +70,7 @@ class GraphReader:
                 self._define(tensor.name, self._value(tensor, path), names, own, path)
             inputs.append(names[tensor.name])
         nodes = self._nodes_of(graph, names, own, path, imports)
-        outputs = [self._use(tensor, names, f"the outputs of graph {path or 'main'!r}") for tensor in graph.outputs]
+        outputs = self._outputs(graph, names, f"the outputs of graph {path or 'main'!r}")
         made = onnx_ir.Graph(
             inputs, outputs, nodes=nodes, initializers=constants, doc_string=graph.doc_string or None, name=graph.name
         )  # fmt: skip
@@ -124,6 +124,12 @@ class GraphReader:
             )
         return names[tensor.name]
 
+    def _outputs(self, graph: gs.Graph, names: _Names, where: str) -> list[onnx_ir.Value]:
+        used = [self._use(tensor, names, where) for tensor in graph.outputs]
+        if None in used:
+            raise GraphoptError(f"one of {where} has no name")
+        return [value for value in used if value is not None]
+
     def _value(self, tensor: gs.Variable, path: str) -> onnx_ir.Value:
         value = onnx_ir.Value(name=tensor.name)
         before = self._values.get((path, tensor.name))
@@ -157,7 +163,7 @@ class GraphReader:
             constants.append(onnx_ir.Node("", "Constant", [], [attr], outputs=[value]))
         imports = _imports(function)
         nodes = [*constants, *self._nodes_of(function, names, own, path, imports)]
-        outputs = [self._use(tensor, names, f"function {function.name!r}") for tensor in function.outputs]
+        outputs = self._outputs(function, names, f"the outputs of function {function.name!r}")
         graph = onnx_ir.Graph(inputs, outputs, nodes=nodes, name=function.name, doc_string=function.doc_string or None)
         graph.opset_imports.update(imports)
         attributes = [
