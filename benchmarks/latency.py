@@ -120,7 +120,7 @@ def main() -> int:
     )
     columns = ("model", "original ms", "ours ms", "ratio", "95 % interval", "A/A", "A/A interval")
     table = Table(columns)
-    optimize = graphopt_tool("--require-numerics")
+    optimize = graphopt_tool("--numerics", "end")
     ratios: dict[str, float] = {}
     for name in chosen:
         say(f"{name} ...")
