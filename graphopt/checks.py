@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -135,7 +135,20 @@ class Check:
             settings: The target's settings for the file.
         """
         start = time.perf_counter()
-        tolerance = loosest(result)
+        report = self.compare(candidate, loosest(result), target, settings)
+        details = {
+            key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")
+        }
+        return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
+
+    def compare(
+        self,
+        candidate: Path,
+        tolerance: ToleranceClass,
+        target: Target | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> NumericsReport:
+        """Judge a file against the untouched model by one tolerance class; target and settings as for `end`."""
         missing = target.available() if target is not None else None
         factory: RunnerFactory | None = None
         if target is not None and missing is None and not target.is_reference():
@@ -145,19 +158,12 @@ class Check:
             def factory(path: Path, setting: RunSetting) -> Runner:
                 return target.load(path, settings)
 
-        report = self.compare(candidate, tolerance, factory)
-        details = {key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")}
-        status, reason = report.status, report.reason
-        if missing is not None and status != "failed":
-            on_cpu = "it passed on the CPU" if status == "passed" else f"nor checked on the CPU: {reason}"
-            status, reason = "not-checked", f"compiled, not run on the target ({missing}); {on_cpu}"
-        return Numbers(status, reason, report.tolerance, details, time.perf_counter() - start)
-
-    def compare(
-        self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None
-    ) -> NumericsReport:
-        """Judge a file against the untouched model by one tolerance class; `factory` opens it on another device."""
-        return self._reference_model().judge(candidate, tolerance, factory)
+        report = self._reference_model().judge(candidate, tolerance, factory)
+        if missing is None or report.status == "failed":
+            return report
+        on_cpu = "it passed on the CPU" if report.status == "passed" else f"nor checked on the CPU: {report.reason}"
+        reason = f"compiled, not run on the target ({missing}); {on_cpu}"
+        return replace(report, status="not-checked", reason=reason)
 
     def cases(self) -> list[Case]:
         """The feeds that the numerics use."""

@@ -104,15 +104,14 @@ class Reference:
     def __exit__(self, *exc: object) -> None:
         self._plain, self._others = [], None
 
-    def judge(
-        self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None
-    ) -> NumericsReport:
+    def judge(self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None) -> NumericsReport:
         """Run `candidate` on the reference's feeds and judge every output by the tolerance class.
 
         Args:
             candidate: file of the result.
             tolerance: a key of `TOLERANCES`.
-            factory: opens the candidate, e.g. on another device; None opens it as the reference was.
+            factory: opens the candidate, e.g. on another device; None opens it as the reference was. What that device
+                changes on the reference itself (tf32, other orders of summation) is then part of the noise floor.
         """
         labels = tuple(case.label for case in self.cases)
         if self.unchecked:
@@ -128,9 +127,21 @@ class Reference:
         missing = [name for name in self._plain[0] if name not in results[0]]
         if missing:
             return NumericsReport("failed", tolerance, f"the result has no output {missing[0]!r}", cases=labels)
-        return self._verdict(results, tolerance, labels)
+        return self._verdict(results, tolerance, labels, self._moved(factory))
 
-    def floor(self, name: str, case: int) -> float:
+    def _moved(self, factory: RunnerFactory | None) -> list[Results]:
+        """The reference's results where `factory` runs it; nothing when it is at home or does not run there."""
+        if factory is None:
+            return []
+        try:
+            with factory(self.path, _PLAIN) as runner:
+                return [[runner.run(case.feeds) for case in self.cases]]
+        except GraphoptError as error:
+            reason = textwrap.shorten(str(error), 160)
+            self.notes.append(f"the reference does not run on the target, so its noise there is not known: {reason}")
+            return []
+
+    def floor(self, name: str, case: int, moved: Sequence[Results] = ()) -> float:
         """Absolute noise floor of one output on one case: what the reference itself changes, at least 16 eps."""
         import numpy as np
 
@@ -138,14 +149,16 @@ class Reference:
         if not isinstance(plain, np.ndarray) or plain.dtype.kind in "OUST" or not plain.size:
             return 0.0
         largest = TOLERANCES["reassociates"].eps * rounding(plain.dtype) * magnitude(plain)
-        for other in self._noise():
+        for other in (*self._noise(), *moved):
             value = other[case].get(name)
             if isinstance(value, np.ndarray) and value.shape == plain.shape:
                 gaps = distance(plain, value, strict=False)
                 largest = max(largest, float(np.max(gaps, where=np.isfinite(gaps), initial=0.0)))
         return largest
 
-    def _verdict(self, results: Results, tolerance: ToleranceClass, labels: tuple[str, ...]) -> NumericsReport:
+    def _verdict(
+        self, results: Results, tolerance: ToleranceClass, labels: tuple[str, ...], moved: list[Results]
+    ) -> NumericsReport:
         judged = tolerance != "lossy"
         worst: dict[str, OutputError] = {}
         notes: list[str] = []
@@ -154,8 +167,8 @@ class Reference:
             for name, expected in self._plain[index].items():
                 if name in self._random or (case.special and not judged):
                     continue
-                floor = self.floor(name, index) if tolerance == "reassociates" else 0.0
-                excused = self._excused(name, index) if tolerance == "reassociates" else None
+                floor = self.floor(name, index, moved) if tolerance == "reassociates" else 0.0
+                excused = self._excused(name, index, moved) if tolerance == "reassociates" else None
                 error = judge(name, expected, results[index][name], tolerance, floor, case=case.label, excused=excused)
                 if name not in worst or _badness(error) > _badness(worst[name]):
                     worst[name] = error
@@ -219,7 +232,7 @@ class Reference:
                     self._others.append([runner.run(_nudged(case.feeds, sign)) for case in self.cases])
         return self._others
 
-    def _excused(self, name: str, case: int) -> np.ndarray | None:
+    def _excused(self, name: str, case: int, moved: Sequence[Results]) -> np.ndarray | None:
         """Elements where the reference is finite in one way of running it and not in another."""
         import numpy as np
 
@@ -228,7 +241,7 @@ class Reference:
             return None
         finite = np.isfinite(plain.astype(np.complex128))
         out = np.zeros(plain.shape, dtype=bool)
-        for other in self._noise():
+        for other in (*self._noise(), *moved):
             value = other[case].get(name)
             if isinstance(value, np.ndarray) and value.shape == plain.shape:
                 out |= np.isfinite(value.astype(np.complex128)) != finite

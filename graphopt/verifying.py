@@ -11,6 +11,7 @@ from graphopt.checks import Check
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import capture, model_file
 from graphopt.numerics import ToleranceClass
+from graphopt.running import runnable
 
 Row = dict[str, Any]
 
@@ -42,8 +43,8 @@ def verify_files(
     model, origin = capture(first)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         check = Check(model, origin, data, Path(scratch), lambda: capture(first)[0])
-        second = Path(model_file(b)) if b is not None else Path(first)
-        report = check.compare(second, tolerance if b is not None else "exact")
+        last = runnable(a if b is None else b)
+        report = check.compare(last.path, tolerance if b is not None else "exact", last.target, last.settings)
     rows.append(_row("numerics", subject, report.status, report.reason, report.to_json()))
     return rows
 

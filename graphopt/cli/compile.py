@@ -21,9 +21,7 @@ from graphopt.cli import common, report
 )
 @click.option("--frozen", is_flag=True, help="Fail (4) unless the artifact that is there comes out again.")
 @common.pipeline_options
-def command(
-    model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, **flags: Any
-) -> None:
+def command(model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, **flags: Any) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
     from graphopt import driver
 

@@ -8,6 +8,8 @@ from typing import Any
 from graphopt.cli.common import emit, say
 from graphopt.errors import GraphoptError
 
+_NOT_RUN = "compiled, not run"
+
 
 def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
     """Print the summary (stderr), write `--remarks`, and the JSON (stdout) when asked."""
@@ -33,7 +35,7 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
             say(f"  {remark['status']}: {remark['pass']}{site}: {remark['reason']}")
     say(f"  numerics {_verdict(report['numerics'])}")
     for note in report.get("notes", ()):
-        if not note.endswith(report["numerics"]["reason"] or "\n"):  # it is printed already
+        if not (note.startswith(_NOT_RUN) and report["numerics"]["reason"].startswith(_NOT_RUN)):  # once is enough
             say(f"  note: {note}")
     if flags["time_passes"]:
         say(_timings(report))

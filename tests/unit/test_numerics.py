@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -214,6 +216,40 @@ def test_runtime_whose_optimizers_fail_is_a_note(tmp_path: Path) -> None:
         report = reference.judge(tmp_path / "a.onnx", "reassociates")
     assert report.status == "passed"
     assert any("fails with optimizations 'all': ONNX Runtime was killed" in note for note in report.notes)
+
+
+class Coarse(Runner):
+    """Stands for a device that rounds products to few bits: every output is off by 2e-4 of itself."""
+
+    def __init__(self, inner: Runner) -> None:
+        self.inner = inner
+        self.inputs, self.outputs = inner.inputs, inner.outputs
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        return {name: value * np.float32(1.0002) for name, value in self.inner.run(feeds, outputs).items()}
+
+    def with_taps(self, values: Sequence[str]) -> Runner:
+        return Coarse(self.inner.with_taps(values))
+
+    def time(self, feeds: Mapping[str, Any], n: int) -> list[float]:
+        return self.inner.time(feeds, n)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.parametrize(("candidate", "status"), [("y = Add(x, x)", "passed"), ("y = Mul(x, x)", "failed")])
+def test_what_a_device_changes_on_the_reference_is_noise(tmp_path: Path, candidate: str, status: str) -> None:
+    model = write(tmp_path / "a.onnx", body("y = Mul(x, two)"))
+    write(tmp_path / "b.onnx", body(candidate))
+    with Reference.open(tmp_path / "a.onnx", model, FACTORY) as reference:
+        report = reference.judge(
+            tmp_path / "b.onnx", "reassociates", lambda path, setting: Coarse(FACTORY(path, setting))
+        )
+        at_home = reference.judge(tmp_path / "b.onnx", "reassociates")
+    assert report.status == at_home.status == status
+    error = next(error for error in report.outputs if error.name == "y")
+    assert error.floor > 10 * next(error for error in at_home.outputs if error.name == "y").floor
 
 
 def test_tolerances_stand_as_designed() -> None:
