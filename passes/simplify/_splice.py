@@ -36,11 +36,18 @@ class Names:
         for node in inner:
             if self.nodes[node.name or ""] > 1:
                 self.nodes[node.name or ""] -= 1
-                node.name = self.ctx.rewriter.fresh_name(node.name or node.op_type)
+                node.name = self._free_node_name(node.name or node.op_type)
             for value in node.outputs:
                 self._value(value)
             for _, graph in subgraphs(node):
                 self.make_unique(graph)
+
+    def _free_node_name(self, base: str) -> str:
+        number = 1
+        while self.nodes[f"{base}_{number}"]:
+            number += 1
+        self.nodes[f"{base}_{number}"] = 1
+        return f"{base}_{number}"
 
     def _value(self, value: ir.Value) -> None:
         name = value.name or ""

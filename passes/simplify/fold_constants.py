@@ -16,7 +16,8 @@ from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
 from graphopt.ir.sites import scopes
 from graphopt.manager.base import Pass
-from graphopt.passes.simplify._numpy_ops import NotExact, evaluate
+from graphopt.passes.simplify._numpy_call import NotExact
+from graphopt.passes.simplify._numpy_ops import evaluate
 from graphopt.passes.simplify._region import Region, is_foldable_type
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _has_place(node: ir.Node, ctx: Context) -> bool:
 
 def _evaluate(region: Region, ctx: Context, results: dict[ir.Value, Any]) -> list[ir.Node]:
     """Fill `results` for every value that is needed; return the nodes that could not be computed."""
+    from graphopt import ir
+
     waiting: list[ir.Node] = []
     for node in region.needed():
         if node.outputs[0] in results:
@@ -142,6 +145,11 @@ def _evaluate(region: Region, ctx: Context, results: dict[ir.Value, Any]) -> lis
                 results[output] = array
         except NotExact:
             waiting.append(node)
+    halves = [node for node in waiting if any(out.dtype == ir.DataType.FLOAT16 for out in node.outputs)]
+    if halves:
+        # A runtime without the kernel computes in single precision and may skip the rounding in between.
+        ctx.note("half-precision arithmetic is rounded as the runtime sees fit, so it is not folded", halves[0])
+        return halves
     if not waiting:
         return []
     if ctx.evaluate is None:
@@ -201,13 +209,13 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
     rewriter = ctx.rewriter
     learned = False
     for node in reversed(list(region.nodes)):
-        if (
-            node in region.kept
-            or node.graph is None
-            or not any(out.uses() or out.is_graph_output() for out in node.outputs)
-        ):
+        if node in region.kept or node.graph is None:
             continue
         site, op = rewriter.site(node), node.op_type
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            rewriter.erase(node)  # it was not evaluated, and what it reads may have no other user
+            ctx.remarks.applied(item.name, site, op, "nothing uses it")
+            continue
         builder = rewriter.builder(node)
         new: list[ir.Value | None] = []
         for out in node.outputs:

@@ -37,7 +37,7 @@ class SimplifyShapeOps(Pass):
     def run(self, model: ir.Model, ctx: Context) -> None:
         for scope in scopes(model):
             imports = scope.function.opset_imports if scope.function is not None else model.opset_imports
-            inputs = [] if scope.function is not None else list(model.graph.inputs)
+            inputs = [] if scope.function is not None else [v for v in model.graph.inputs if _is_tensor(v)]
             sliced = imports.get("", 1) >= 15  # Shape has start and end since then
             seen: dict[tuple[object, ...], ir.Value] = {}
             for node in scope.graph:
@@ -45,6 +45,12 @@ class SimplifyShapeOps(Pass):
                     if sliced and node.op_type in _CHAIN:
                         node = _as_shape(self, ctx, node, inputs) or node
                     _share(self, ctx, node, seen)
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    from graphopt import ir
+
+    return isinstance(value.type, ir.TensorType)
 
 
 def _is_size(value: ir.Value) -> bool:

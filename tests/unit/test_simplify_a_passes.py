@@ -88,12 +88,13 @@ NUMPY = {
     "Xor": "Xor(bm, br)",
     "ConstantOfShape": "ConstantOfShape <value = int32[1] {7}> (shape)",
     "Cast to int": "Cast <to = 6> (fm_small)",
-    "Cast to half": "Cast <to = 10> (fm)",
+    "Cast to half": "Cast <to = 10> (fr_half)",
     "Cast to bool": "Cast <to = 9> (fm)",
     "Cast to double": "Cast <to = 11> (fm)",
     "Cast from int": "Cast <to = 1> (im)",
 }
-CONSTANTS = """<float[2, 4] fm = {1.5, -0.0, 3e38, 1e-45, -2.25, 0.1, 0.2, -7}, float[4] fr = {0.3, -0.0, 3e38, 2},
+CONSTANTS = """<float[2, 4] fm = {1.5, -0.0, 3e38, 1e-45, -2.25, 0.1, 0.2, -7},
+    float[4] fr = {0.3, -0.0, 3e38, 2}, float[4] fr_half = {0.5, -0.0, -3, 2},
     float[2, 4] fm_small = {1.5, -0.0, 3, 1e-45, -2.75, 0.1, 0.2, -7},
     int64[2, 4] im = {5, -7, 0, 9, -3, 2, 8, -1}, int64[4] ir = {3, 2, -4, 5},
     float[2, 3, 1] f3, bool[2, 4] bm = {1, 0, 1, 1, 0, 0, 1, 0},
@@ -134,7 +135,7 @@ def test_every_rule_of_the_numpy_table_is_tested() -> None:
     assert set(_RULES) == tested
 
 
-@pytest.mark.parametrize("call", ["Div(im, zero)", "Cast <to = 7> (big)", "Gather(im, far)"])
+@pytest.mark.parametrize("call", ["Div(im, zero)", "Cast <to = 7> (big)", "Cast <to = 10> (big)", "Gather(im, far)"])
 def test_what_numpy_would_do_otherwise_is_left_alone(call: str) -> None:
     text = (
         f"g (float[2] x) => (float[2] y) <int64[2] im = {{1, 2}}, int64[2] zero = {{0, 1}}, float[2] big "
@@ -331,3 +332,40 @@ def test_nested_ifs_of_known_condition_are_all_opened(run_model: Any) -> None:
     assert _ops(model) == ["Exp", "Neg"]
     x = {"x": np.array([0.5, -1], np.float32)}
     assert run_model(model, x)["y"].tobytes() == run_model(before, x)["y"].tobytes()
+
+
+def test_half_precision_arithmetic_is_left_to_the_runtime(evaluate: Any) -> None:
+    text = """g (float16[2] x) => (float16[2] y) <float[2] w = {0.1, 3}>
+        { h = Cast <to = 10> (w) \n e = Exp(h) \n t = Add(x, e) \n z = Mul(t, h) \n y = Neg(z) }"""
+    model = _model(text)
+    result = _run(model, "fold-constants", evaluate=evaluate)
+    assert _ops(model) == ["Cast", "Exp", "Add", "Mul", "Neg"] and not result.rewrites
+    assert any("half-precision" in remark.reason for remark in result.ctx.remarks)
+
+
+def test_a_constant_read_by_a_dead_node_too_is_folded() -> None:
+    text = """g (float[2] x) => (float[2] y) <float[2] w>
+        { n = Neg(w) \n y = Add(x, n) \n dead = Abs(n) }"""
+    model = _model(text)
+    _run(model, "fold-constants")
+    assert _ops(model) == ["Add"]
+
+
+def test_a_sequence_input_has_no_dims_to_read() -> None:
+    text = """g (seq(float[H, W]) s, int64 i) => (int64[2] y) { x = SequenceAt(s, i) \n r = Relu(x) \n y = Shape(r) }"""
+    model = _model(text)
+    _run(model, "simplify-shape-ops")
+    shape = next(node for node in all_nodes(model) if node.op_type == "Shape")
+    assert shape.inputs[0] is not None and shape.inputs[0].name in ("x", "r")
+
+
+def test_opened_branches_keep_node_names_apart() -> None:
+    branch = "then_branch = {0}1 () => (float[2] {0}p) {{ {0}q = Exp(x) \n {0}p = Neg({0}q) }}, "
+    branch += "else_branch = {0}2 () => (float[2] {0}r) {{ {0}r = Relu(x) }}"
+    text = (
+        "g (float[2] x) => (float[2] y) <bool yes = {1}> { a = If (yes) <" + branch.format("a") + "> \n b = If (yes) <"
+    )
+    model = _model(text + branch.format("b") + "> \n y = Add(a, b) }")
+    _run(model, "inline-if")
+    names = [node.name for node in model.graph]
+    assert len(names) == 5 and len(set(names)) == 5
