@@ -39,11 +39,14 @@ class EliminateNopClip(NodePass):
 
 def _bounds(m: Match, node: ir.Node) -> tuple[int, float, float]:
     """Which input is bounded, and to what."""
+    from graphopt import ir
+
     if node.op_type in ("Relu", "Abs"):
         return 0, 0.0, math.inf
     if node.op_type == "Clip":
         if m.opset() < 11:
-            return 0, m.attr(node, "min", -math.inf), m.attr(node, "max", math.inf)
+            limit = _largest(ir.DataType.FLOAT)  # the attributes' defaults, whatever the type
+            return 0, m.attr(node, "min", -limit), m.attr(node, "max", limit)
         limit = _largest(m.dtype(node.inputs[0]))
         low, high = m.input(1), m.input(2)
         return 0, m.scalar(low) if low is not None else -limit, m.scalar(high) if high is not None else limit

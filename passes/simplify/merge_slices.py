@@ -45,6 +45,10 @@ class MergeSlices(NodePass):
         return op.Slice(x, *bounds, *steps)
 
 
+_TOP = 2**63 - 1
+"""The largest bound; sums and products of bounds stop there."""
+
+
 def _cuts(m: Match, node: ir.Node) -> dict[int, Cut]:
     starts, ends = m.ints(m.input(1, node)), m.ints(m.input(2, node))
     axes = m.ints(m.input(3, node)) if m.input(3, node) is not None else tuple(range(len(starts)))
@@ -66,5 +70,5 @@ def _composed(first: Cut, second: Cut, x: ir.Value, axis: int) -> Cut:
         s2, e2, _ = slice(s2, e2, t2).indices(len(range(s1, e1, t1)))
     elif min(s1, e1, s2, e2) < 0:
         raise NoMatch("a bound counts from the end of a dim that is not static")
-    start = s1 + s2 * t1
-    return start, max(start, min(e1, s1 + e2 * t1)), t1 * t2
+    start = min(s1 + s2 * t1, _TOP)
+    return start, max(start, min(e1, s1 + e2 * t1)), min(t1 * t2, _TOP)
