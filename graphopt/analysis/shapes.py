@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis import dims
 from graphopt.analysis.binding import bind_dims, set_input_shapes
@@ -43,9 +43,10 @@ class Shapes:
 
     def __init__(self, model: ir.Model) -> None:
         from graphopt.analysis.shape_package import infer_by_package
+        from graphopt.analysis.shape_quantized import MICROSOFT_RULES
         from graphopt.analysis.shape_rules import RULES
 
-        self._rules = RULES
+        self._rules: dict[str, Mapping[str, Any]] = {"": RULES, "com.microsoft": MICROSOFT_RULES}
         self._by_package = infer_by_package
         self.model = model
         self.blocked = []
@@ -103,7 +104,7 @@ class Shapes:
         results: Sequence[Result] | None = None
         reason = ""
         try:
-            rule = self._rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            rule = self._rules[node.domain].get(node.op_type) if node.domain in self._rules else None
             if rule is not None:
                 results = rule(self, node)
             elif self.functions.is_call(node):

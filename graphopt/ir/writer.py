@@ -87,7 +87,7 @@ def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -
         file.write(proto.SerializeToString(deterministic=True))
 
 
-def _graphs(graph: object) -> list:  # type: ignore[type-arg]
+def _graphs(graph: object) -> list:
     found = [graph]
     for node in graph.node:  # type: ignore[attr-defined]
         for attr in node.attribute:
