@@ -42,6 +42,7 @@ class FuseAttention(NodePass):
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
         final = _final_product(node)
         core = find_core(m, final)
+        _require_private(m, final, core)
         merged = _merged_heads(m, node.outputs[0], final, core)
         query = core.query[0].value
         m.not_quantized((query, core.key[0].value, core.value[0].value))
@@ -53,6 +54,19 @@ class FuseAttention(NodePass):
         if m.rank(node.outputs[0]) == 3:
             return made
         return op.Reshape(made, [-1, m.dim(node.outputs[0], -1)])
+
+
+def _require_private(m: Match, final: ir.Node, core: Core) -> None:
+    """Raise when the probabilities or the product are used elsewhere too: they would be computed twice."""
+    probabilities = final.inputs[0]
+    assert probabilities is not None
+    m.sole_use(final.outputs[0])
+    m.sole_use(probabilities)
+    if core.zeroes_nan:
+        softmax = core.softmax.outputs[0]
+        m.require(
+            len(softmax.uses()) == 2 and not softmax.is_graph_output(), "multiple-uses: the softmax is used elsewhere"
+        )
 
 
 # The final product seen from where the heads are merged; X is heads and channels. The second row of each: positions
