@@ -34,6 +34,7 @@ TITLES = {
     "if": "in an If branch",
     "loop": "in a Loop body",
 }
+COMMAND = (sys.executable, "-W", "ignore", "-m", "benchmarks.conformance_worker")
 _SEED = 20260101
 _HANG_SECONDS = 60.0
 
@@ -59,16 +60,16 @@ class Outcome:
 class Worker:
     """A child that runs cases; it is started anew after a crash or a hang."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.pending = b""
         self.names: list[str] = []
 
     def start(self) -> None:
         """Start the child and wait until it has made the cases."""
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.conformance_worker"]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         self.pending = b""
         first = self._read()
         if first is None:
@@ -180,7 +181,7 @@ def figure(outcomes: Sequence[Outcome], level: int, forms: Sequence[str]) -> Fig
         "conformance",
         f"Official ONNX node cases through -O{level}",
         "Each case of onnx's own loader is run in ONNX Runtime alone and through capture, the pipeline for the CPU and "
-        "ONNX Runtime, and judged by onnx's own comparison. Cases that the runtime alone does not pass do not count.",
+        "ONNX Runtime, and judged by the rules of onnx's own suite. Cases that the runtime alone does not pass do not count.",
         (
             f"at least {MIN_PASSED:.0%} of the cases that count pass in each form",
             "none crashes",

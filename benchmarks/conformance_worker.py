@@ -61,7 +61,9 @@ def measure(case: Case, name: str, level: int, phase: Callable[[str], None]) -> 
         return {"status": "passed", "reason": ""}
     kind, reason = failure
     phase("blame")
-    return {"status": "failed", "kind": kind, "reason": reason, "text": _text(form), **_blame(case, form, level)}
+    blamed = _blame(case, form, level)
+    blamed["pass"] = blamed["pass"] or _named(reason)
+    return {"status": "failed", "kind": kind, "reason": reason, "text": _text(form), **blamed}
 
 
 def _attempt(run: Callable[[], list[tuple[Any, ...]]], case: Case, form: Form) -> tuple[str, str] | None:

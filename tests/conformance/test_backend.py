@@ -45,6 +45,36 @@ def test_a_missed_bar_is_an_exit_status() -> None:
     assert "0 of 1 pass" in done.stdout
 
 
+_FAKE = """
+import json, os, sys
+print(json.dumps({"cases": ["good", "bad", "ugly"]}), flush=True)
+for line in sys.stdin:
+    index = json.loads(line)["case"]
+    if index:
+        print(json.dumps({"phase": "runtime" if index == 1 else "graphopt"}), flush=True)
+        os.abort()
+    print(json.dumps({"status": "passed", "reason": ""}), flush=True)
+"""
+
+
+def test_a_crash_belongs_to_its_case_and_the_next_one_runs(monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.conformance import Worker
+
+    worker = Worker((sys.executable, "-c", _FAKE))
+    worker.start()
+    outcomes = [worker.measure(index, "plain", 3) for index in (0, 2, 0, 1, 0)]
+    worker.close()
+    assert [(o.case, o.status) for o in outcomes] == [
+        ("good", "passed"),
+        ("ugly", "crashed"),
+        ("good", "passed"),
+        ("bad", "runtime-fails"),
+        ("good", "passed"),
+    ]
+    assert "status -6 in phase graphopt" in outcomes[1].reason
+
+
 def two_relus() -> Any:
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
     value = helper.make_tensor_value_info
