@@ -157,11 +157,16 @@ class FusePRelu(RewritePass):
         ]
 
     def rewrite(self, op: Builder, m: Match, x: ir.Value, slope: ir.Value) -> ir.Value:
+        import numpy as np
+
         m.require(m.is_float(x), "not of floats")
         m.require(not m.has("sign") or m.same_shape(m["sign"].outputs[0], x), "the zero changes the rank")
         m.require(m.ctx.shapes.broadcasts_to(slope, x), "the slope does not broadcast to x")
         m.supports("PRelu", like=x)
+        if not m.has("sign"):
+            # slope * 0 stands in the sum where x is positive: a NaN or infinite slope would show there.
+            m.require(m.is_const(slope), "the slope is not constant, so it may be NaN or infinite")
+            m.require(np.isfinite(m.const(slope)).all(), "the slope is not finite")
         if m.has("add"):
-            m.require(m.is_const(slope), "the slope's sign would have to be turned at run time")
             slope = op.const(-m.const(slope), f"{slope.name}_negated")
         return op.PRelu(x, slope)

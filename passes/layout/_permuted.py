@@ -126,6 +126,8 @@ def form(m: Match, node: ir.Node, perm: Sequence[int], *, sums: bool) -> Form:
     if node.op_type in _REDUCE:
         if node.op_type in _SUMS and not sums and m.is_float(node.inputs[0]):
             raise NoMatch("it would sum in another order, which rounds differently")
+        if node.op_type in _EXTREMES and m.is_float(node.inputs[0]) and m.ctx.ranges.of(node.inputs[0]).nan:
+            raise NoMatch("what it makes of a NaN depends on the order of the elements")
         return _reduce(m, node, perm)
     return _RULES[node.op_type](m, node, perm)
 
