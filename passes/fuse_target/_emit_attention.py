@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.ir.builder import NoMatch
+from graphopt.ir.constants import const_tensor, nbytes
 from graphopt.passes.fuse_target._attention_core import Core, Size, build_bias, zero_hidden_rows
 from graphopt.passes.fuse_target._projections import Projection, find_projection
 
@@ -126,7 +127,7 @@ class Layer:
 
 def _packed(m: Match, core: Core, heads: Heads) -> tuple[Layer, ...] | None:
     """q, k and v as linear layers of one input, when Attention can take them all in."""
-    if m.ctx.supports("Attention", MS, "FLOAT") is not None or not m.equal(*core.dims[-2:]):
+    if m.ctx.supports("Attention", MS, _dtype(m, core)) is not None or not m.equal(*core.dims[-2:]):
         return None
     found = []
     for views, position, channel, width in (
@@ -139,7 +140,21 @@ def _packed(m: Match, core: Core, heads: Heads) -> tuple[Layer, ...] | None:
             return None
         found.append(layer)
     alike = len({(id(layer.projection.source), layer.swapped) for layer in found}) == 1
-    return tuple(found) if alike and found[2].view.scale == 1.0 else None
+    if not alike or found[2].view.scale != 1.0:
+        return None
+    return tuple(found) if all(_may_copy(m, layer.projection.weight) for layer in found) else None
+
+
+def _dtype(m: Match, core: Core) -> str:
+    return m.dtype(core.query[0].value).name
+
+
+def _may_copy(m: Match, weight: ir.Value) -> bool:
+    """Whether a weight may be put into a new one: one in a file beside the model stays memory-mapped there."""
+    from graphopt import ir
+
+    tensor = const_tensor(weight)
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and nbytes(tensor) <= m.ctx.max_bytes
 
 
 def _linear(m: Match, views: Sequence[View], position: str, wanted: list[str], width: int) -> Layer | None:
@@ -238,7 +253,7 @@ def _groups(m: Match, core: Core, heads: Heads, key: View, value: View) -> bool:
     Its kernels want as many keys as queries, equal widths that are multiples of 8, and must know `causal=0`: the
     built-in causal mask would differ from the graph's in rows that are masked as a whole.
     """
-    if m.ctx.supports("GroupQueryAttention", MS, "FLOAT") is not None or core.heads != "H":
+    if m.ctx.supports("GroupQueryAttention", MS, _dtype(m, core)) is not None or core.heads != "H":
         return False
     sizes = [
         next((factor.size for axis in view.axes for factor in axis if factor.name == "H"), None)

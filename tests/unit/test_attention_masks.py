@@ -128,3 +128,19 @@ def test_nothing_is_fused_without_a_target() -> None:
     result = run(model, parse("fuse-attention"), Context(model))
     assert result.effects()["fuse-attention"] == 0
     assert any("no target is set" in remark.reason for remark in result.ctx.remarks)
+
+
+def test_weights_in_a_file_of_their_own_are_not_copied(tmp_path: Any, run_model: Any) -> None:
+    from graphopt.frontends.onnx import load
+    from graphopt.ir.writer import write
+
+    mask, body = WRITINGS["lowest float, keys"]
+    wide = MODEL.format(mask=mask, body=body).replace("16", "64").replace("2, 8}", "2, 32}")  # large enough for a file
+    model = from_text(wide)
+    write(model, tmp_path / "m.onnx", "always")
+    fused = load(tmp_path / "m.onnx")
+    run(fused, parse("fuse-attention,dce"), Context(fused, target=make_target("cpu")))
+    assert [node.op_type for node in all_nodes(fused) if node.domain] == ["MultiHeadAttention"]
+    feeds = _feeds(model, 3, 6)
+    want, got = run_model(model, feeds)["y"], run_model(fused, feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=RELATIVE * float(np.abs(want).max()))
