@@ -21,7 +21,7 @@ class Runnable:
 
     path: Path
     target: Target
-    settings: dict[str, Any] | None
+    settings: dict[str, Any]
 
     def open(self, **changes: Any) -> Runner:
         """Open it in a process of its own; `changes` replace single session settings (threads, spinning, ...).
@@ -32,8 +32,7 @@ class Runnable:
         reason = self.target.available()
         if reason is not None:
             raise GraphoptError(f"{self.path} cannot be run here: {reason}")
-        settings = {**(self.settings or {}), **changes}
-        return self.target.load(self.path, settings or None)
+        return self.target.load(self.path, {**self.settings, **changes} or None)
 
 
 def runnable(source: str | Path, target: str | None = None) -> Runnable:
@@ -50,7 +49,8 @@ def runnable(source: str | Path, target: str | None = None) -> Runnable:
     if not path.exists():
         raise GraphoptError(f"{path}: there is no such file or artifact")
     if not path.is_dir():
-        return Runnable(path, make_target(target or "cpu"), None)
+        chosen = make_target(target or "cpu")
+        return Runnable(path, chosen, chosen.settings())
     artifact = artifacts.load(path)
     own = make_target(artifact.manifest["target"])
     if target is not None and make_target(target) != own:

@@ -108,6 +108,10 @@ class Target(ABC):
     def compile(self, model: ir.Model, out: Path, external_data: ExternalData = "auto") -> CompiledFiles:
         """Write the runtime's files into the existing folder `out`; `external_data` says where large weights go."""
 
+    def settings(self) -> dict[str, Any]:
+        """What `load` applies when it is given no settings, as JSON values; its options in the runtime's words."""
+        return {}
+
     @abstractmethod
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
         """Open a compiled main file (or any ONNX file) for running."""

@@ -5,8 +5,10 @@ Used inside the worker process and by the in-process runner. Imports numpy and O
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +44,7 @@ class Session:
         import onnxruntime as ort
 
         check_providers(settings)
+        load_device_libraries(settings)
         options = session_options(settings)
         providers: list[Any] = list(settings.providers)
         providers[0] = (providers[0], dict(settings.provider_options))
@@ -59,6 +62,11 @@ class Session:
             raise GraphoptError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from error
         self.load_seconds = time.perf_counter() - start
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        if settings.providers[0] not in self.providers:
+            raise GraphoptError(
+                f"ONNX Runtime opened {path} without {settings.providers[0]}: the provider's libraries are missing or "
+                'of another version; pip install "onnxruntime-gpu[cuda,cudnn]" brings those of CUDA'
+            )
         self._device = "cuda" if settings.providers[0] != CPU_PROVIDER else "cpu"
         self._device_id = int(dict(settings.provider_options).get("device_id", "0"))
         self.inputs = tuple(_spec(item) for item in self._session.get_inputs())
@@ -159,6 +167,16 @@ def check_providers(settings: SessionSettings) -> None:
             f"(it has {', '.join(there)}); for NVIDIA GPUs replace onnxruntime by onnxruntime-gpu: "
             'pip uninstall onnxruntime && pip install "graphopt[cuda]"'
         )
+
+
+def load_device_libraries(settings: SessionSettings) -> None:
+    """Load CUDA's libraries from where pip puts them; ONNX Runtime looks there only when it is asked to."""
+    import onnxruntime as ort
+
+    preload = getattr(ort, "preload_dlls", None)
+    if settings.providers[0] != CPU_PROVIDER and preload is not None:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            preload()
 
 
 def to_ort(value: Any, kept: list[Any], device: str = "cpu", device_id: int = 0) -> Any:

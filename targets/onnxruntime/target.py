@@ -63,6 +63,9 @@ class _OrtTarget(Target):
             main=MODEL_FILE, files=files, settings=self.session_settings().to_json(), notes=self._notes(model)
         )
 
+    def settings(self) -> dict[str, Any]:
+        return self.session_settings().to_json()
+
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
         """Open a model in a child process; use `open_runner` for limits or for this process."""
         return open_runner(path, self.session_settings() if settings is None else SessionSettings.from_json(settings))

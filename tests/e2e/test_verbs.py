@@ -247,3 +247,12 @@ def test_wrong_use_is_one_line(inside: Path, capsys: pytest.CaptureFixture[str],
     assert call(*args) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "the inputs are made up" not in line]
     assert len(lines) == 1 and lines[0].startswith("graphopt: ") and message in lines[0]
+
+
+def test_changed_settings_keep_those_of_the_target(inside: Path) -> None:
+    from graphopt.running import runnable
+
+    chosen = runnable(inside / "model.onnx", "cpu{denormals_as_zero=true}")
+    with chosen.open(threads=1) as runner:
+        assert runner.settings.denormals_as_zero and runner.settings.threads == 1
+    assert runnable(inside / "model.onnx", "cuda:1").settings["provider_options"]["device_id"] == "1"
