@@ -7,7 +7,6 @@ A graph is made from one integer (tests/property). A mutant is a rule made wrong
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 import time
@@ -124,7 +123,9 @@ class Tally:
 
     def add(self, seed: int, record: dict[str, Any] | None, error: str) -> None:
         if record is None:
-            self.problems["(the run itself)", "crash"].append((seed, {"detail": error, "plan": f"seed {seed}", "text": ""}))
+            self.problems["(the run itself)", "crash"].append(
+                (seed, {"detail": error, "plan": f"seed {seed}", "text": ""})
+            )
             return
         if record["refused"]:
             self.refused[record["refused"][:70]] += 1
@@ -144,7 +145,9 @@ def report(tally: Tally) -> str:
     for (name, kind), found in sorted(tally.problems.items(), key=lambda item: (-len(item[1]), item[0])):
         seed, smallest = min(found, key=lambda item: (len(item[1]["text"]), item[0]))
         seeds = ", ".join(str(seed) for seed, _ in found[:12])
-        parts.append(f"## {name}: {kind}, {len(found)} graphs\n\nseeds: {seeds}\n\n{smallest['plan']}\n\n{smallest['detail']}\n\n```\n{smallest['text'].strip()}\n```\n")
+        parts.append(
+            f"## {name}: {kind}, {len(found)} graphs\n\nseeds: {seeds}\n\n{smallest['plan']}\n\n{smallest['detail']}\n\n```\n{smallest['text'].strip()}\n```\n"
+        )
     return "\n".join(parts) or "nothing fails\n"
 
 
@@ -181,7 +184,9 @@ def figure(tally: Tally, names: Sequence[str], graphs: int, mutants: dict[str, d
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--graphs", type=int, default=GRAPHS, help=f"how many seeds (default {GRAPHS}; another number writes no page)")
+    parser.add_argument(
+        "--graphs", type=int, default=GRAPHS, help=f"how many seeds (default {GRAPHS}; another number writes no page)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--failures", type=Path, help="write failures by pass, with the smallest graph of each")
@@ -192,7 +197,9 @@ def main() -> int:
     for count, (seed, record, error) in enumerate(spread(seeds, "seeds", options.jobs), 1):
         tally.add(seed, record, error)
         if count % 500 == 0:
-            say(f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {sum(map(len, tally.problems.values()))} failures")
+            say(
+                f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {sum(map(len, tally.problems.values()))} failures"
+            )
     mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
     if options.failures:
         options.failures.write_text(report(tally), encoding="utf-8")

@@ -6,18 +6,33 @@ Constant order and association are random, shapes may be symbolic, broadcasts ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-
-from property.pool import BOOL, FLOAT, INT64, Pool, Shape, broadcast, fixed, is_static, sizes
+from property.pool import BOOL, FLOAT, INT64, SYMBOLS, Pool, Shape, broadcast, fixed, is_static, sizes
 
 Block = Callable[[Pool], None]
 
 
 def unary(p: Pool) -> None:
     x = p.value()
-    op = str(p.one("Neg", "Abs", "Relu", "Sigmoid", "Tanh", "Identity", "LeakyRelu", "HardSigmoid", "Dropout", "Floor", "Elu", "Softplus", "Erf"))
+    op = str(
+        p.one(
+            "Neg",
+            "Abs",
+            "Relu",
+            "Sigmoid",
+            "Tanh",
+            "Identity",
+            "LeakyRelu",
+            "HardSigmoid",
+            "Dropout",
+            "Floor",
+            "Elu",
+            "Softplus",
+            "Erf",
+        )
+    )
     p.put(op, [x], p.shapes[x])
 
 
@@ -45,7 +60,11 @@ def odd_operand(p: Pool) -> None:
 
 def two_values(p: Pool) -> None:
     x = p.value()
-    others = [name for name in p.shapes if p.types.get(name) == FLOAT and name not in p.weights and broadcast(p.shapes[x], p.shapes[name]) is not None]
+    others = [
+        name
+        for name in p.shapes
+        if p.types.get(name) == FLOAT and name not in p.weights and broadcast(p.shapes[x], p.shapes[name]) is not None
+    ]
     y = str(p.one(*others))
     result = broadcast(p.shapes[x], p.shapes[y])
     assert result is not None
@@ -55,7 +74,11 @@ def two_values(p: Pool) -> None:
 
 def again(p: Pool) -> None:
     """The same op on the same operands a second time, or with one attribute or operand order changed."""
-    nodes = [node for node in p.nodes if len(node.output) == 1 and node.output[0] in p.shapes and not any(a.HasField("g") for a in node.attribute)]
+    nodes = [
+        node
+        for node in p.nodes
+        if len(node.output) == 1 and node.output[0] in p.shapes and not any(a.HasField("g") for a in node.attribute)
+    ]
     if nodes:
         node = nodes[int(p.random.integers(len(nodes)))]
         name = p.fresh("again")
@@ -83,18 +106,14 @@ def cast(p: Pool) -> None:
 
 
 def where(p: Pool) -> None:
-    x = p.value()
+    x = p.value(at_least=1)
     shape = p.shapes[x]
     if p.chance(0.4):
         test = p.const(np.full(p.one((), (1,)), p.chance(0.5)))  # type: ignore[arg-type]
     else:
-        test = p.put(str(p.one("Greater", "LessOrEqual")), [x, p.scalar(float(p.random.normal()))], shape if len(shape) else shape, BOOL)
-        p.shapes[test] = shape if shape else p.shapes[test]
-        if not shape:
-            return
+        test = p.put(str(p.one("Greater", "LessOrEqual")), [x, p.scalar(float(p.random.normal()))], shape, BOOL)
     other = p.scalar(float(p.one(0.0, 1.0, -10000.0)))
-    if shape:
-        p.put("Where", [test, x, other] if p.chance(0.5) else [test, other, x], shape, FLOAT)
+    p.put("Where", [test, x, other] if p.chance(0.5) else [test, other, x], shape, FLOAT)
 
 
 # -- layout -----------------------------------------------------------------------------------------------------------
@@ -125,18 +144,26 @@ def reshape(p: Pool) -> None:
     result = tuple(new)
     moving = [index for index, (a, b) in enumerate(result) if a != b]
     if len(moving) <= 1 and p.chance(0.6):
-        spot = moving[0] if moving else (int(p.random.integers(len(result))) if p.chance(0.5) and all(a for a, _ in result) else -1)
+        spot = (
+            moving[0]
+            if moving
+            else (int(p.random.integers(len(result))) if p.chance(0.5) and all(a for a, _ in result) else -1)
+        )
         p.put("Reshape", [x, p.ints(*[-1 if index == spot else a for index, (a, _) in enumerate(result)])], result)
         return
     parts = [_dim(p, x, pair) if pair[0] != pair[1] else p.ints(pair[0]) for pair in result]
     if any(part is None for part in parts):
         return
-    target = p.put("Concat", [str(part) for part in parts], fixed(len(parts)), INT64, axis=0) if len(parts) > 1 else str(parts[0])
+    target = (
+        p.put("Concat", [str(part) for part in parts], fixed(len(parts)), INT64, axis=0)
+        if len(parts) > 1
+        else str(parts[0])
+    )
     p.put("Reshape", [x, target], result)
 
 
 def _dim(p: Pool, x: str, pair: tuple[int, int]) -> str | None:
-    """One symbolic dim of x as a vector of one element, the way exporters compute it; a product of two when it is one."""
+    """One symbolic dim of x as a vector of one element, the way exporters compute it, or a product of two."""
     shape = p.shapes[x]
     spots = [index for index, dim in enumerate(shape) if dim == pair]
     if spots:
@@ -165,7 +192,9 @@ def squeeze(p: Pool) -> None:
     ones = [axis for axis, dim in enumerate(shape) if dim == (1, 1)]
     if ones and p.chance(0.5):
         axis = int(p.one(*ones))
-        p.put("Squeeze", [x, p.ints(axis - (len(shape) if p.chance(0.3) else 0))], tuple(shape[:axis] + shape[axis + 1 :]))
+        p.put(
+            "Squeeze", [x, p.ints(axis - (len(shape) if p.chance(0.3) else 0))], tuple(shape[:axis] + shape[axis + 1 :])
+        )
     elif len(shape) < 5:
         axis = int(p.random.integers(len(shape) + 1))
         p.put("Unsqueeze", [x, p.ints(axis)], (*shape[:axis], (1, 1), *shape[axis:]))
@@ -206,7 +235,13 @@ def concat(p: Pool) -> None:
     x = p.value(at_least=1)
     shape = p.shapes[x]
     axis = int(p.random.integers(len(shape)))
-    fits = [name for name, other in p.shapes.items() if p.types.get(name) == FLOAT and len(other) == len(shape) and all(i == axis or a == b for i, (a, b) in enumerate(zip(shape, other, strict=True)))]
+    fits = [
+        name
+        for name, other in p.shapes.items()
+        if p.types.get(name) == FLOAT
+        and len(other) == len(shape)
+        and all(i == axis or a == b for i, (a, b) in enumerate(zip(shape, other, strict=True)))
+    ]
     parts = [str(p.one(*fits)) for _ in range(int(p.one(1, 1, 2)))]
     total = tuple(sum(p.shapes[name][axis][k] for name in [x, *parts]) for k in (0, 1))
     if total[0] <= 24:
@@ -245,10 +280,20 @@ def gather(p: Pool) -> None:
         axis = int(p.one(*axes))
         size = shape[axis][0]
         if p.chance(0.3):
-            p.put("Gather", [x, p.const(np.int64(p.random.integers(-size, size)), "ints")], shape[:axis] + shape[axis + 1 :], axis=axis)
+            p.put(
+                "Gather",
+                [x, p.const(np.int64(p.random.integers(-size, size)), "ints")],
+                shape[:axis] + shape[axis + 1 :],
+                axis=axis,
+            )
         else:
             picks = p.random.integers(-size, size, int(p.random.integers(1, 4)))
-            p.put("Gather", [x, p.ints(*map(int, picks))], (*shape[:axis], (len(picks), len(picks)), *shape[axis + 1 :]), axis=axis)
+            p.put(
+                "Gather",
+                [x, p.ints(*map(int, picks))],
+                (*shape[:axis], (len(picks), len(picks)), *shape[axis + 1 :]),
+                axis=axis,
+            )
 
 
 def pad(p: Pool) -> None:
@@ -256,7 +301,9 @@ def pad(p: Pool) -> None:
     shape = p.shapes[x]
     for _ in range(int(p.one(1, 2))):
         pads = [int(p.one(0, 0, 1)) for _ in range(2 * len(shape))]
-        shape = tuple((a + pads[i] + pads[i + len(shape)], b + pads[i] + pads[i + len(shape)]) for i, (a, b) in enumerate(shape))
+        shape = tuple(
+            (a + pads[i] + pads[i + len(shape)], b + pads[i] + pads[i + len(shape)]) for i, (a, b) in enumerate(shape)
+        )
         if math.prod(a for a, _ in shape) > 4000:
             return
         x = p.put("Pad", [x, p.ints(*pads)] + ([p.const(np.float32(p.one(0.0, 1.0)))] if p.chance(0.3) else []), shape)
@@ -271,7 +318,11 @@ def reduction(p: Pool) -> None:
     count = int(p.random.integers(1, len(shape) + 1))
     axes = sorted(int(axis) for axis in p.random.permutation(len(shape))[:count])
     keep = int(p.random.integers(2))
-    result = tuple((1, 1) if i in axes else dim for i, dim in enumerate(shape)) if keep else tuple(dim for i, dim in enumerate(shape) if i not in axes)
+    result = (
+        tuple((1, 1) if i in axes else dim for i, dim in enumerate(shape))
+        if keep
+        else tuple(dim for i, dim in enumerate(shape) if i not in axes)
+    )
     op = str(p.one("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"))
     signed = [axis - len(shape) if p.chance(0.2) else axis for axis in axes]
     y = p.put(op, [x, p.ints(*signed)], result, keepdims=keep)
@@ -297,7 +348,15 @@ def activation(p: Pool) -> None:
 
     kind = str(p.one("gelu", "tanh", "swish", "hard-swish", "mish", "quick-gelu", "leaky", "prelu"))
     if kind == "gelu":
-        inner = p.put("Erf", [p.put("Div", [x, p.scalar(math.sqrt(2))], _with(p, x)) if p.chance(0.5) else both("Mul", x, p.scalar(math.sqrt(0.5)))], _with(p, x))
+        inner = p.put(
+            "Erf",
+            [
+                p.put("Div", [x, p.scalar(math.sqrt(2))], _with(p, x))
+                if p.chance(0.5)
+                else both("Mul", x, p.scalar(math.sqrt(0.5)))
+            ],
+            _with(p, x),
+        )
         _product(p, [x, both("Add", inner, p.scalar(1.0)), p.scalar(0.5)])
     elif kind == "tanh":
         cube = p.put("Pow", [x, p.scalar(3.0)], _with(p, x)) if p.chance(0.5) else both("Mul", both("Mul", x, x), x)
@@ -314,7 +373,11 @@ def activation(p: Pool) -> None:
         else:
             _product(p, [x, inner, p.scalar(1 / 6)])
     elif kind == "mish":
-        inner = p.put("Softplus", [x], shape) if p.chance(0.5) else p.put("Log", [both("Add", p.put("Exp", [x], shape), p.scalar(1.0))], _with(p, x))
+        inner = (
+            p.put("Softplus", [x], shape)
+            if p.chance(0.5)
+            else p.put("Log", [both("Add", p.put("Exp", [x], shape), p.scalar(1.0))], _with(p, x))
+        )
         both("Mul", x, p.put("Tanh", [inner], p.shapes[inner]))
     elif kind == "leaky":
         p.put("Max", [x, both("Mul", x, p.scalar(float(p.one(0.1, 0.01, 1.5))))], _with(p, x))
@@ -348,14 +411,20 @@ def normalisation(p: Pool) -> None:
     size, last = shape[-1][0], p.one(-1, len(shape) - 1)
     axes = p.ints(int(last))  # type: ignore[call-overload]
     if p.chance(0.4):
-        fits = [name for name, other in p.shapes.items() if other == shape and p.types[name] == FLOAT and name not in p.weights]
+        fits = [
+            name
+            for name, other in p.shapes.items()
+            if other == shape and p.types[name] == FLOAT and name not in p.weights
+        ]
         x = p.pair("Add", x, str(p.one(*fits)), shape)
     low = (*shape[:-1], (1, 1))
     centred = x
     if p.chance(0.7):
         centred = p.put("Sub", [x, p.put("ReduceMean", [x, axes], low, keepdims=1)], shape)
     square = p.put("Pow", [centred, p.scalar(2.0)], shape) if p.chance(0.5) else p.put("Mul", [centred, centred], shape)
-    spread = p.pair("Add", p.put("ReduceMean", [square, axes], low, keepdims=1), p.scalar(float(p.one(1e-5, 1e-6, 1e-12))), low)
+    spread = p.pair(
+        "Add", p.put("ReduceMean", [square, axes], low, keepdims=1), p.scalar(float(p.one(1e-5, 1e-6, 1e-12))), low
+    )
     root = p.put("Sqrt", [spread], low)
     if p.chance(0.6):
         y = p.put("Div", [centred, root], shape)
@@ -383,7 +452,13 @@ def matmul(p: Pool) -> None:
         x = p.pair("Mul", x, p.scalar(scale) if scale is not None else p.floats(a), shape)
     if len(shape) == 2 and p.chance(0.3):
         flip = int(p.random.integers(2))
-        y = p.put("Gemm", [x, p.floats(n, a) if flip else p.floats(a, n)] + ([p.floats(n)] if p.chance(0.5) else []), result, transB=flip, alpha=float(p.one(1.0, 0.5)))
+        y = p.put(
+            "Gemm",
+            [x, p.floats(n, a) if flip else p.floats(a, n)] + ([p.floats(n)] if p.chance(0.5) else []),
+            result,
+            transB=flip,
+            alpha=float(p.one(1.0, 0.5)),
+        )
     else:
         w = p.floats(a, n)
         if p.chance(0.2):
@@ -404,12 +479,22 @@ def conv(p: Pool) -> None:
     kernel = [1 if min(pair) < 3 else size for pair, size in zip(space, kernel, strict=True)]
     stride = int(p.one(1, 1, 2))
     margin = [size // 2 if p.chance(0.5) else 0 for size in kernel]
-    result = tuple(tuple((pair[k] + 2 * m - size) // stride + 1 for k in (0, 1)) for pair, size, m in zip(space, kernel, margin, strict=True))
+    result = tuple(
+        tuple((pair[k] + 2 * m - size) // stride + 1 for k in (0, 1))
+        for pair, size, m in zip(space, kernel, margin, strict=True)
+    )
     w = p.floats(out, channels // group, *kernel)
     if p.chance(0.1):
         w = _dequantized(p, out, channels // group, *kernel)
     extra = [p.floats(out)] if p.chance(0.5) else []
-    y = p.put("Conv", [x, w, *extra], (shape[0], (out, out), *result), group=group, pads=margin * 2, strides=[stride] * len(space))  # type: ignore[arg-type]
+    y = p.put(
+        "Conv",
+        [x, w, *extra],
+        (shape[0], (out, out), *result),
+        group=group,
+        pads=margin * 2,
+        strides=[stride] * len(space),
+    )  # type: ignore[arg-type]
     _behind(p, y, out, 1)
 
 
@@ -496,7 +581,11 @@ def attention(p: Pool) -> None:
             rows.append(p.put("Transpose", [y], (batch, (heads, heads), (size, size), length), perm=[0, 2, 3, 1]))
         else:
             y = p.put("Transpose", [y], split_heads, perm=[0, 2, 1, 3])
-            rows.append(y if which != 1 else p.put("Transpose", [y], (batch, (heads, heads), (size, size), length), perm=[0, 1, 3, 2]))
+            rows.append(
+                y
+                if which != 1
+                else p.put("Transpose", [y], (batch, (heads, heads), (size, size), length), perm=[0, 1, 3, 2])
+            )
     q, k, v = rows
     scale = 1 / math.sqrt(size)
     scores: Shape = (batch, (heads, heads), length, length)
@@ -508,7 +597,11 @@ def attention(p: Pool) -> None:
         q = p.pair("Mul", q, p.scalar(scale), split_heads)
     s = p.put("MatMul", [q, k], scores)
     if form == 2:
-        s = p.put("Div", [s, p.scalar(1 / scale)], scores) if p.chance(0.5) else p.pair("Mul", s, p.scalar(scale), scores)
+        s = (
+            p.put("Div", [s, p.scalar(1 / scale)], scores)
+            if p.chance(0.5)
+            else p.pair("Mul", s, p.scalar(scale), scores)
+        )
     if p.chance(0.5):
         mask = p.given((batch, (1, 1), (1, 1), length)) if p.chance(0.6) else p.given((batch, (1, 1), length, length))
         s = p.pair("Add", s, mask, scores)
@@ -519,22 +612,49 @@ def attention(p: Pool) -> None:
 
 BLOCKS: tuple[tuple[Block, float], ...] = (
     (unary, 2), (odd_operand, 3), (two_values, 2), (again, 1), (clip, 1), (cast, 1), (where, 1),
-    (transpose, 2), (reshape, 2.5), (squeeze, 1), (expand, 1), (slices, 1.5), (concat, 1.5), (split, 1), (gather, 1), (pad, 1),
-    (reduction, 1.5), (softmax, 0.7), (activation, 2), (normalisation, 1.5),
+    (transpose, 2), (reshape, 2.5), (squeeze, 1), (expand, 1), (slices, 1.5), (concat, 1.5), (split, 1), (gather, 1),
+    (pad, 1),    (reduction, 1.5), (softmax, 0.7), (activation, 2), (normalisation, 1.5),
     (matmul, 1.5), (conv, 2), (pooling, 0.7), (quantized, 0.4), (folded, 1), (attention, 0.3),
 )  # fmt: skip
 """Every block with how often it is drawn."""
 
 
-def grow(p: Pool, count: int) -> None:
-    """Append `count` random blocks; what nothing reads then is an output, and some of the rest."""
+def dead(p: Pool) -> None:
+    """Nodes that no output needs, and a weight that nothing reads."""
+    x = p.value()
+    y = p.put("Exp", [x], p.shapes[x])
+    for name in (y, p.put("Add", [y, p.scalar(2.0)], _with(p, y))):
+        p.unwanted.add(name)
+    p.weight(np.float32(1), "unread")
+
+
+def exported(p: Pool) -> None:
+    """A node with the notes that torch's exporter leaves."""
+    x = p.value()
+    p.put("LeakyRelu", [x], p.shapes[x], alpha=0.125)
+    note = p.nodes[-1].metadata_props.add()
+    note.key, note.value = "pkg.torch.onnx.stack_trace", "File model.py, line 1"
+
+
+def symbolic(p: Pool) -> None:
+    """Shape arithmetic on an input with symbolic dims."""
+    x = p.given((SYMBOLS["N"], *p.shape(2)))
+    target = p.put("Concat", [str(_dim(p, x, SYMBOLS["N"])), p.ints(-1)], fixed(2), INT64, axis=0)
+    _, (a, b), (c, d) = p.shapes[x]
+    p.put("Reshape", [x, target], (SYMBOLS["N"], (a * c, b * d)))
+
+
+def grow(p: Pool, count: int, aimed: Sequence[Block] = ()) -> None:
+    """Append `count` random blocks and the aimed ones; what nothing reads then is an output, and some of the rest."""
     start = len(p.nodes)
     blocks = [block for block, _ in BLOCKS]
     weights = np.array([weight for _, weight in BLOCKS])
     for _ in range(count):
         blocks[int(p.random.choice(len(blocks), p=weights / weights.sum()))](p)
+    for block in aimed:
+        block(p)
     read = {name for node in p.nodes for name in node.input}
-    made = [name for node in p.nodes[start:] for name in node.output if name in p.types]
+    made = [name for node in p.nodes[start:] for name in node.output if name in p.types and name not in p.unwanted]
     p.outputs += [name for name in made if name not in read or p.chance(0.05)]
     if not p.outputs:
         p.outputs = made[-1:]

@@ -38,7 +38,9 @@ class Draft:
         self.counter += 1
         return f"{hint}~{self.counter}"
 
-    def add(self, op: str, inputs: list[str], kind: int | None = None, name: str | None = None, **attributes: object) -> str:
+    def add(
+        self, op: str, inputs: list[str], kind: int | None = None, name: str | None = None, **attributes: object
+    ) -> str:
         """Append a node with one output of element type `kind` (that of its first input when not given)."""
         output = name or self.fresh(op.lower())
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
@@ -65,7 +67,9 @@ class Draft:
 
     def model(self) -> ModelProto:
         """The model; outputs are typed, their shapes left open."""
-        outputs = [helper.make_tensor_value_info(name, self.types.get(name, TensorProto.FLOAT), None) for name in self.outputs]
+        outputs = [
+            helper.make_tensor_value_info(name, self.types.get(name, TensorProto.FLOAT), None) for name in self.outputs
+        ]
         graph = helper.make_graph(self.nodes, "g", list(self.inputs.values()), outputs, list(self.weights.values()))
         imports = [helper.make_opsetid(domain, version) for domain, version in self.imports.items()]
         return helper.make_model(graph, opset_imports=imports, functions=self.functions, ir_version=10)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
-from onnx import TensorProto
-
+from onnx import TensorProto, helper
 from property.draft import Dim, Draft, Shape
 from property.harness import BINDINGS
 
@@ -37,6 +36,8 @@ class Pool(Draft):
     """A draft whose live values are those of known shape, and the random source of the graph."""
 
     random: Generator = field(default_factory=np.random.default_rng)
+    unwanted: set[str] = field(default_factory=set)
+    """Values that are to stay unread."""
 
     @classmethod
     def around(cls, draft: Draft, random: Generator) -> Pool:
@@ -70,9 +71,10 @@ class Pool(Draft):
         """A constant: an initializer, a Constant node, or one that is there with the same contents."""
         array = np.asarray(array)
         for name, there in self.weights.items():
-            if there.data_type == self.types[name] and tuple(there.dims) == array.shape and self.chance(0.3):
-                if np.array_equal(self.array(name), array) and self.array(name).dtype == array.dtype:
-                    return name
+            if tuple(there.dims) != array.shape or there.data_type != helper.np_dtype_to_tensor_dtype(array.dtype):
+                continue
+            if np.array_equal(self.array(name), array) and self.chance(0.3):
+                return name
         name = self.weight(array, hint)
         self.shapes[name] = fixed(*array.shape)
         if self.chance(0.2):
@@ -82,7 +84,11 @@ class Pool(Draft):
 
     def floats(self, *shape: int, spread: float = 1.0, positive: bool = False) -> str:
         """A random float constant; weights of the same shape are sometimes shared."""
-        there = [name for name, tensor in self.weights.items() if tuple(tensor.dims) == shape and tensor.data_type == FLOAT and not name.startswith("ints")]
+        there = [
+            name
+            for name, tensor in self.weights.items()
+            if tuple(tensor.dims) == shape and tensor.data_type == FLOAT and not name.startswith("ints")
+        ]
         if there and not positive and self.chance(0.25):
             return str(self.one(*there))
         low = 0.5 if positive else -spread
@@ -104,7 +110,10 @@ class Pool(Draft):
         options = [
             name
             for name, shape in self.shapes.items()
-            if self.types.get(name) == kind and name not in self.weights and (rank is None or len(shape) == rank) and len(shape) >= at_least
+            if self.types.get(name) == kind
+            and name not in self.weights
+            and (rank is None or len(shape) == rank)
+            and len(shape) >= at_least
         ]
         if not options:
             return None
@@ -136,8 +145,6 @@ class Pool(Draft):
 
 
 def _constant(name: str, tensor: TensorProto) -> object:
-    from onnx import helper
-
     return helper.make_node("Constant", [], [name], value=tensor)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import onnx
 from onnx import ModelProto, helper
-
 from property.draft import names_of
 from property.harness import make_feeds, outputs
 
@@ -51,7 +50,11 @@ def _smaller(proto: ModelProto) -> Iterator[ModelProto]:
         if all(name in {item.name for item in graph.output} for name in node.output if name):
             made = copy.deepcopy(proto)
             kept = [item for item in made.graph.output if item.name not in node.output]
-            new = [name for name in dict.fromkeys(names_of(node)) if name in shapes and any(name in other.output for other in graph.node)]
+            new = [
+                name
+                for name in dict.fromkeys(names_of(node))
+                if name in shapes and any(name in other.output for other in graph.node)
+            ]
             del made.graph.output[:]
             del made.graph.node[index]
             made.graph.output.extend(kept)

@@ -1,6 +1,6 @@
 """Seeds from the golden files: the graphs that rules are known to match, taken apart, bent and put together.
 
-Each rule gets graphs aimed at it this way as soon as it has a golden file. Not here: graphs made from blocks (blocks.py).
+Each rule gets graphs aimed at it this way as soon as it has a golden file. Not here: random blocks (blocks.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from numpy.random import Generator
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from property.draft import OPSET, Draft, Shape, made_in, names_of, rename
+from property.harness import size_of
 
 from graphopt import ir
 from graphopt.ir.text import from_text
-from property.draft import OPSET, Draft, Shape, made_in, names_of, rename
-from property.harness import size_of
+from graphopt.manager.pipeline import parse
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEADER = f'<ir_version: 10, opset_import: ["": {OPSET}]>'
@@ -50,6 +51,18 @@ def seeds() -> dict[str, tuple[Seed, ...]]:
     return found
 
 
+@functools.cache
+def spelled() -> dict[str, str]:
+    """How the golden file of a pass writes it, where it gives it options."""
+    found = {}
+    for path in GOLDEN.glob("*.txt"):
+        line = re.search(r"^# pipeline: (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        item = next((item for item in parse(line[1].strip()).passes() if item.name == path.stem), None) if line else None
+        if item is not None and str(item) != item.name:
+            found[path.stem] = str(item)
+    return found
+
+
 @functools.lru_cache(maxsize=4096)
 def _parsed(seed: Seed) -> Draft:
     text = seed.text if seed.text.startswith("<") else f"{HEADER}\n{seed.text}"
@@ -74,7 +87,9 @@ def _parsed(seed: Seed) -> Draft:
 def _pairs(info: onnx.ValueInfoProto) -> dict[str, Shape]:
     """The sizes of a value at the two bindings, when inference knows each dim by a number or the name of a symbol."""
     kind = info.type.tensor_type
-    if not kind.HasField("shape") or not all(dim.HasField("dim_value") or dim.dim_param.isidentifier() for dim in kind.shape.dim):
+    if not kind.HasField("shape") or not all(
+        dim.HasField("dim_value") or dim.dim_param.isidentifier() for dim in kind.shape.dim
+    ):
         return {}
     return {info.name: tuple((size_of(dim, 0), size_of(dim, 1)) for dim in kind.shape.dim)}
 
@@ -118,7 +133,9 @@ def join(random: Generator, parts: list[Draft]) -> Draft:
 
 
 def _same_input(draft: Draft, info: onnx.ValueInfoProto) -> str | None:
-    return next((name for name, there in draft.inputs.items() if there.type == info.type and name not in draft.weights), None)
+    return next(
+        (name for name, there in draft.inputs.items() if there.type == info.type and name not in draft.weights), None
+    )
 
 
 # -- what surrounds a graph -------------------------------------------------------------------------------------------
@@ -170,7 +187,11 @@ def chain(random: Generator, draft: Draft) -> None:
     made_at = {name: index for index, node in enumerate(draft.nodes) for name in node.output}
     for name in list(draft.inputs):
         users = [index for index, node in enumerate(draft.nodes) if name in names_of(node)]
-        options = [out for out, at in made_at.items() if users and at < min(users) and draft.types.get(out) == draft.types.get(name)]
+        options = [
+            out
+            for out, at in made_at.items()
+            if users and at < min(users) and draft.types.get(out) == draft.types.get(name)
+        ]
         if options and name not in draft.weights and name not in draft.outputs and random.random() < 0.5:
             source = str(random.choice(options))
             for node in draft.nodes:
@@ -209,7 +230,11 @@ def bend_constant(random: Generator, draft: Draft) -> None:
         else:
             flat[spot] += array.dtype.type(random.choice([0.25, 1e-3, -0.5]))
     else:
-        flat[spot] += array.dtype.type(random.choice([1, 1, 2])) if random.random() < 0.5 or array.dtype.kind == "u" else array.dtype.type(-1)
+        flat[spot] += (
+            array.dtype.type(random.choice([1, 1, 2]))
+            if random.random() < 0.5 or array.dtype.kind == "u"
+            else array.dtype.type(-1)
+        )
     draft.weights[name] = numpy_helper.from_array(array, name)
 
 
@@ -228,11 +253,16 @@ def bend_rank(random: Generator, draft: Draft) -> None:
 
 def bend_attribute(random: Generator, draft: Draft) -> None:
     """Change one attribute of one node."""
-    places = [(node, a) for node in draft.nodes for a in node.attribute if a.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)]
+    places = [
+        (node, a)
+        for node in draft.nodes
+        for a in node.attribute
+        if a.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)
+    ]
     places = [(node, a) for node, a in places if a.name not in ("to", "saturate")]
     if not places:
         return
-    node, attribute = places[int(random.integers(len(places)))]
+    _, attribute = places[int(random.integers(len(places)))]
     if attribute.type == AttributeProto.INT:
         attribute.i = int(attribute.i + random.choice([-1, 1, 1, 2]))
     elif attribute.type == AttributeProto.FLOAT:
@@ -251,7 +281,11 @@ _COMMUTATIVE = ("Add", "Mul", "And", "Or", "Equal", "Max", "Min", "Sum")
 
 def swap_operands(random: Generator, draft: Draft) -> None:
     """Swap the operands of some node: sometimes of a commutative one, sometimes not."""
-    nodes = [node for node in draft.nodes if len(node.input) == 2 and (node.op_type in _COMMUTATIVE or random.random() < 0.15)]
+    nodes = [
+        node
+        for node in draft.nodes
+        if len(node.input) == 2 and (node.op_type in _COMMUTATIVE or random.random() < 0.15)
+    ]
     if nodes:
         node = nodes[int(random.integers(len(nodes)))]
         node.input[:] = [node.input[1], node.input[0]]
@@ -259,7 +293,12 @@ def swap_operands(random: Generator, draft: Draft) -> None:
 
 def replace_op(random: Generator, draft: Draft) -> None:
     """Another op of the same family stands where one stood."""
-    families = (("Add", "Sub", "Mul", "Div"), ("Max", "Min"), ("ReduceMean", "ReduceSum", "ReduceMax"), ("Relu", "Abs", "Neg", "Identity", "Sigmoid", "Tanh", "Exp"))
+    families = (
+        ("Add", "Sub", "Mul", "Div"),
+        ("Max", "Min"),
+        ("ReduceMean", "ReduceSum", "ReduceMax"),
+        ("Relu", "Abs", "Neg", "Identity", "Sigmoid", "Tanh", "Exp"),
+    )
     places = [(node, family) for node in draft.nodes for family in families if node.op_type in family]
     if places:
         node, family = places[int(random.integers(len(places)))]
@@ -319,7 +358,9 @@ def fed_constant(random: Generator, draft: Draft) -> None:
 
 def other_dim(random: Generator, draft: Draft) -> None:
     """A dim of an input is another: a number, a symbol, nameless, or its rank is unknown."""
-    names = [name for name, info in draft.inputs.items() if name not in draft.weights and info.type.HasField("tensor_type")]
+    names = [
+        name for name, info in draft.inputs.items() if name not in draft.weights and info.type.HasField("tensor_type")
+    ]
     if not names:
         return
     shape = draft.inputs[str(random.choice(names))].type.tensor_type
@@ -361,6 +402,15 @@ def other_type(random: Generator, draft: Draft) -> None:
     for info in draft.inputs.values():
         if info.type.tensor_type.elem_type == TensorProto.FLOAT:
             info.type.tensor_type.elem_type = kind
+
+
+def forget_body_shapes(draft: Draft) -> None:
+    """Bodies declare shapes for their inputs and outputs; once something was bent, they may be untrue."""
+    for node in draft.nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                for info in (*attribute.g.input, *attribute.g.output, *attribute.g.value_info):
+                    info.type.tensor_type.ClearField("shape")
 
 
 SURROUND = (computed_input, extra_output, extra_user, output_through_op, chain)

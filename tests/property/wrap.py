@@ -10,7 +10,6 @@ import copy
 import numpy as np
 from numpy.random import Generator
 from onnx import GraphProto, NodeProto, TensorProto, helper
-
 from property.draft import Draft, made_in, names_of, rename
 
 
@@ -60,7 +59,12 @@ def into_if(random: Generator, draft: Draft) -> None:
 
 
 def _own_weights(draft: Draft, branch: GraphProto, inside: list[NodeProto], number: int) -> None:
-    names = {name: f"{name}@own{number}" for node in inside for name in names_of(node) if name in draft.weights and name not in draft.inputs}
+    names = {
+        name: f"{name}@own{number}"
+        for node in inside
+        for name in names_of(node)
+        if name in draft.weights and name not in draft.inputs
+    }
     for name, new in names.items():
         tensor = copy.deepcopy(draft.weights[name])
         tensor.name = new
@@ -86,7 +90,12 @@ def into_loop(random: Generator, draft: Draft) -> None:
     trips, go = draft.weight(np.int64(2), "trips"), draft.weight(np.bool_(True), "go")
     body = _body(random, draft, inside, [names[item] for item in results], "body")
     inner_go, step = draft.fresh("go"), draft.fresh("i")
-    body.input.extend([helper.make_tensor_value_info(step, TensorProto.INT64, []), helper.make_tensor_value_info(inner_go, TensorProto.BOOL, [])])
+    body.input.extend(
+        [
+            helper.make_tensor_value_info(step, TensorProto.INT64, []),
+            helper.make_tensor_value_info(inner_go, TensorProto.BOOL, []),
+        ]
+    )
     again = draft.fresh("again")
     body.node.append(helper.make_node("Identity", [inner_go], [again]))
     body.output.insert(0, helper.make_tensor_value_info(again, TensorProto.BOOL, []))
