@@ -7,6 +7,7 @@ choice in _cut.py.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -160,7 +161,7 @@ class _Region:
         """Do the chosen nodes on permuted data, each followed by a Transpose, and drop Transposes of Transposes."""
         rewriter = self.ctx.rewriter
         turned: Turned = {}
-        for node in _makers_first(chosen):
+        for node in self._order(chosen):
             site, op_type = rewriter.site(node), node.op_type
             try:
                 outputs = self._permute(node, turned)
@@ -173,6 +174,16 @@ class _Region:
         for seed in self.seeds:
             if chosen and seed.graph is not None:
                 self._merge_below(seed.outputs[0])
+
+    def _order(self, chosen: Sequence[ir.Node]) -> Sequence[ir.Node]:
+        """Makers before users; in the graph's own order where one made Transpose will serve several nodes."""
+        inputs = Counter(value for node in chosen for value in {node.inputs[index] for index in self.forms[node].data})
+        if all(count == 1 for count in inputs.values()):
+            return _makers_first(chosen)
+        wanted = set(chosen)
+        graph = self.seeds[0].graph
+        assert graph is not None
+        return [node for node in graph if node in wanted]
 
     def _permute(self, node: ir.Node, turned: Turned) -> list[ir.Value]:
         rewriter, how = self.ctx.rewriter, self.forms[node]
