@@ -77,7 +77,7 @@ class Worker:
         item, self.busy = self.busy, None
         try:
             if self.pipe.poll(max(0.0, self.since + _HANG_SECONDS - time.monotonic())):
-                return self.pipe.recv()  # type: ignore[no-any-return]
+                return self.pipe.recv()
             reason = f"no answer in {_HANG_SECONDS:.0f} s"
         except (EOFError, ConnectionResetError):
             self.process.join(5)
@@ -143,10 +143,11 @@ def report(tally: Tally) -> str:
     """Failures by pass, each with its smallest graph: for those who write the passes."""
     parts = []
     for (name, kind), found in sorted(tally.problems.items(), key=lambda item: (-len(item[1]), item[0])):
-        seed, smallest = min(found, key=lambda item: (len(item[1]["text"]), item[0]))
+        smallest = min((problem for _, problem in found), key=lambda problem: len(problem["text"]))
         seeds = ", ".join(str(seed) for seed, _ in found[:12])
         parts.append(
-            f"## {name}: {kind}, {len(found)} graphs\n\nseeds: {seeds}\n\n{smallest['plan']}\n\n{smallest['detail']}\n\n```\n{smallest['text'].strip()}\n```\n"
+            f"## {name}: {kind}, {len(found)} graphs\n\nseeds: {seeds}\n\n{smallest['plan']}\n\n{smallest['detail']}\n"
+            f"\n```\n{smallest['text'].strip()}\n```\n"
         )
     return "\n".join(parts) or "nothing fails\n"
 
@@ -155,9 +156,10 @@ def figure(tally: Tally, names: Sequence[str], graphs: int, mutants: dict[str, d
     page = Figure(
         "random-graphs",
         "Random graphs through all passes",
-        f"{graphs} seeds; {tally.ran} graphs run in ONNX Runtime as they are made, the others are no test of a pass. Each goes through every "
-        "pass that its ops concern, two pairs of passes and `-O1` to `-O3` for the CPU, and is compared with the untouched graph on two "
-        "bindings of its symbols; exact passes also on NaN, infinities, zeros and denormals.",
+        f"{graphs} seeds; {tally.ran} graphs run in ONNX Runtime as they are made, the others are no test of a pass. "
+        "Each goes through every pass that its ops concern, two pairs of passes and `-O1` to `-O3` for the CPU, and is "
+        "compared with the untouched graph on two bindings of its symbols; exact passes also on NaN, infinities, zeros "
+        "and denormals.",
         (
             "no verifier error, no crash, no wrong number",
             f"each pass is applied at least {MIN_APPLIED} times",
@@ -197,9 +199,8 @@ def main() -> int:
     for count, (seed, record, error) in enumerate(spread(seeds, "seeds", options.jobs), 1):
         tally.add(seed, record, error)
         if count % 500 == 0:
-            say(
-                f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {sum(map(len, tally.problems.values()))} failures"
-            )
+            failures = sum(map(len, tally.problems.values()))
+            say(f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {failures} failures")
     mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
     if options.failures:
         options.failures.write_text(report(tally), encoding="utf-8")

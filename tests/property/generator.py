@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 from onnx import ModelProto
-from property import blocks, splice, wrap
+from property import bend, blocks, blocks_linear, blocks_math, splice, wrap
 from property.draft import OPSET, Draft, names_of
 from property.pool import Pool
 
@@ -18,9 +18,9 @@ from graphopt.manager import registry
 
 AIMED: dict[str, blocks.Block] = {
     "bind-dims": blocks.symbolic,
-    "cse": blocks.again,
+    "cse": blocks_math.again,
     "dce": blocks.dead,
-    "fold-constants": blocks.folded,
+    "fold-constants": blocks_linear.folded,
     "strip-debug-metadata": blocks.exported,
 }
 """Blocks for passes that golden files do not aim at, or not enough; they are appended to random blocks."""
@@ -78,11 +78,11 @@ def generate(seed: int, theme: str | None = None) -> tuple[ModelProto, Plan]:
             steps.append("grow")
     else:
         draft = _soup(random, int(random.integers(3, 14)), AIMED.get(theme))
-    _some(random, draft, steps, splice.SURROUND, [0.35, 0.35, 0.2, 0.1])
-    _some(random, draft, steps, splice.BEND, [0.5, 0.35, 0.1, 0.05])
-    _some(random, draft, steps, splice.SAY, [0.5, 0.3, 0.2])
+    _some(random, draft, steps, bend.SURROUND, [0.35, 0.35, 0.2, 0.1])
+    _some(random, draft, steps, bend.BEND, [0.5, 0.35, 0.1, 0.05])
+    _some(random, draft, steps, bend.SAY, [0.5, 0.3, 0.2])
     if not set(steps) <= TAME:
-        splice.forget_body_shapes(draft)
+        bend.forget_body_shapes(draft)
     if random.random() < 0.25:
         wrapper = (wrap.into_if, wrap.into_loop, wrap.into_function)[int(random.integers(3))]
         wrapper(random, draft)

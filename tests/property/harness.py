@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
+from property.rounding import coarseness, gap, place, unequal, with_noise
 
 from graphopt import ir
 from graphopt.errors import GraphoptError
-from graphopt.ir.optable import RANDOM_OPS
+from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
 from graphopt.ir.sites import name_nodes
 from graphopt.ir.verifier import Interface, verify
 from graphopt.manager.context import Context
@@ -209,7 +210,14 @@ class Subject:
         failure = self._compare(ctx.model, exact, bound)
         if failure is not None and failure.kind == "runtime" and "NOT_IMPLEMENTED" in failure.detail and target is None:
             failure = None  # without a target a pass may emit any standard op, also one that has no kernel here
-        return Outcome(*counts, failure)
+        return Outcome(*counts, failure or self._quantized_kept(ctx.model))
+
+    def _quantized_kept(self, model: ir.Model) -> Failure | None:
+        """No quantize or dequantize node that an output needs may go; where branches or sizes are dropped, some may."""
+        if self.ops & _DROPPING or self.model.functions or not self.ops & QUANTIZED_OPS:
+            return None
+        was, now = _needed_quantized(self.model), _needed_quantized(model)
+        return Failure("quantized", f"{dict(was)} became {dict(now)}") if was - now else None
 
     def _compare(self, model: ir.Model, exact: bool, bound: bool) -> Failure | None:
         """Compare outputs; a model whose symbols are bound takes feeds of the first binding only."""
@@ -285,20 +293,20 @@ class Subject:
                 return None if np.array_equal(want, have) else self._discrete(index, position, want, have, exact)
             return None
         if exact:
-            return _unequal(want, have)
-        gap, scale = _gap(want, have)
-        if gap <= SIMPLE_BOUND * scale * _eps(want.dtype):
+            return unequal(want, have)
+        difference, scale = gap(want, have)
+        if difference <= SIMPLE_BOUND * scale * coarseness(want.dtype):
             return None
         floor = max(self._noise(index, position, want), 16 * np.finfo(want.dtype).eps * scale)
         return (
             None
-            if gap <= FLOORS * floor
-            else f"differs by {gap:.3g}, noise floor {floor:.3g}, largest value {scale:.3g}{_place(want, have)}"
+            if difference <= FLOORS * floor
+            else f"differs by {difference:.3g}, noise floor {floor:.3g}, largest value {scale:.3g}{place(want, have)}"
         )
 
     def _discrete(self, index: int, position: int, want: np.ndarray, have: np.ndarray, exact: bool) -> str | None:
         """Integers and truth values behind rounding floats may flip where noise flips them too."""
-        text = f"{int((want != have).sum())} of {want.size} elements differ{_place(want, have)}"
+        text = f"{int((want != have).sum())} of {want.size} elements differ{place(want, have)}"
         if exact or want.dtype.kind in "OU":
             return text
         flips = any(not np.array_equal(want, np.asarray(noisy[index][position])) for noisy in self._noisy())
@@ -306,7 +314,7 @@ class Subject:
 
     def _noise(self, index: int, position: int, want: np.ndarray) -> float:
         """The largest change that one rounding per node makes in this output."""
-        gaps = [_gap(want, np.asarray(noisy[index][position]))[0] for noisy in self._noisy()]
+        gaps = [gap(want, np.asarray(noisy[index][position]))[0] for noisy in self._noisy()]
         return max(gaps)
 
     def _noisy(self) -> list[Any]:
@@ -331,6 +339,20 @@ def _trains(graph: Any) -> bool:
     """Whether a Dropout may drop something; its third input switches it on."""
     inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
     return any(node.op_type == "Dropout" and len(node.input) > 2 for node in graph.node) or any(map(_trains, inner))
+
+
+_DROPPING = frozenset({"If", "Loop", "Scan", "Where", "Shape", "Size", "Split", "Gather", "Slice"})
+
+
+def _needed_quantized(model: ir.Model) -> Counter[str]:
+    stack = [value.producer() for value in model.graph.outputs]
+    seen: set[ir.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [value.producer() for value in node.inputs if value is not None]
+    return Counter(node.op_type for node in seen if node.op_type in QUANTIZED_OPS)
 
 
 def _symbols(proto: ModelProto) -> frozenset[str]:
@@ -358,99 +380,3 @@ def _counts(ctx: Context, before: int) -> tuple[Counter[str], Counter[str]]:
     applied = Counter(rewrite.pass_name for rewrite in ctx.rewriter.rewrites[before:])
     near = Counter(remark.pass_name for remark in ctx.remarks if remark.status == "missed")
     return applied, near
-
-
-def _eps(dtype: np.dtype) -> float:
-    """How much coarser a type is than float32."""
-    return float(np.finfo(dtype).eps / np.finfo(np.float32).eps) if dtype.itemsize < 4 else 1.0
-
-
-def _gap(want: np.ndarray, have: np.ndarray) -> tuple[float, float]:
-    """Largest difference and largest magnitude; inf where a number became NaN or infinite or the reverse.
-
-    Numbers within a hundredth of overflow count as infinite: rounding decides what becomes of them.
-    """
-    edge = float(np.finfo(want.dtype).max) / 100
-    a, b = want.astype(np.float64), have.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        fine, still = np.abs(a) < edge, np.abs(b) < edge
-    scale = float(np.abs(a[fine]).max(initial=0.0))
-    if not np.array_equal(fine, still):
-        return float("inf"), scale
-    return float(np.abs(a[fine] - b[fine]).max(initial=0.0)), scale
-
-
-def _unequal(want: np.ndarray, have: np.ndarray) -> str | None:
-    same = (want == have) | (np.isnan(want) & np.isnan(have))
-    if same.all():
-        return None
-    return f"{int((~same).sum())} of {want.size} elements differ{_place(want, have)}"
-
-
-def _place(want: np.ndarray, have: np.ndarray) -> str:
-    with np.errstate(invalid="ignore"):
-        where = np.argwhere(~((want == have) | ((want != want) & (have != have))))
-    if not len(where):
-        return ""
-    spot = tuple(int(item) for item in where[0])
-    return f"; at {list(spot)} {have[spot]!r}, was {want[spot]!r}"
-
-
-_ROUNDED = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
-
-
-def with_noise(proto: ModelProto, seed: int) -> bytes:
-    """The graph with every inner float of the main graph multiplied by 1 + a rounding: what its numbers are worth."""
-    random = np.random.default_rng(seed)
-    try:
-        typed = onnx.shape_inference.infer_shapes(proto)
-    except Exception:  # inference refuses what the runtime takes: inputs and outputs are typed anyway
-        typed = proto
-    kinds = {
-        item.name: item.type.tensor_type.elem_type
-        for item in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)
-    }
-    weights = {item.name for item in proto.graph.initializer}
-    made = ModelProto()
-    made.CopyFrom(proto)
-    del made.graph.node[:]
-    renamed: dict[str, str] = {}
-    keep = {item.name for item in proto.graph.output}
-
-    def rounded(name: str, kind: int) -> None:
-        eps = np.finfo(helper.tensor_dtype_to_np_dtype(kind)).eps
-        factor = helper.make_tensor(f"{name}~factor", kind, [], [1 + float(eps) * float(random.choice([-1, 1]))])
-        made.graph.initializer.append(factor)
-        made.graph.node.append(
-            helper.make_node(
-                "Mul",
-                [renamed.get(name, name), f"{name}~factor"],
-                [f"{name}~noisy" if name not in keep or name in kinds_in else name],
-            )
-        )
-
-    kinds_in = {item.name for item in proto.graph.input}
-    for name in kinds_in - weights:
-        if kinds.get(name) in _ROUNDED:
-            rounded(name, kinds[name])
-            renamed[name] = f"{name}~noisy"
-    for node in proto.graph.node:
-        copy = made.graph.node.add()
-        copy.CopyFrom(node)
-        _read(copy, renamed)
-        for position, name in enumerate(node.output):
-            if name and kinds.get(name) in _ROUNDED:
-                copy.output[position] = f"{name}~clean"
-                renamed[name] = f"{name}~clean"
-                rounded(name, kinds[name])
-                renamed[name] = name if name in keep else f"{name}~noisy"
-    return made.SerializeToString()
-
-
-def _read(node: Any, renamed: Mapping[str, str]) -> None:
-    for index, name in enumerate(node.input):
-        node.input[index] = renamed.get(name, name)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inner in attribute.g.node:
-                _read(inner, renamed)

@@ -50,7 +50,7 @@ class Hunt:
     survived: list[str] = field(default_factory=list)
 
 
-# -- disturbances: what is new and the values handed over; True when they did something ---------------------------------
+# -- disturbances: True when they did something -----------------------------------------------------------------------
 
 Disturb = Callable[[Context, list[ir.Node], list[ir.Value], list[Any], ir.Node], bool]
 
