@@ -1,4 +1,4 @@
-"""A residual sum and the normalization behind it in one node: SkipLayerNormalization and its RMS variant."""
+"""A residual sum and the norm behind it: in one node where its kernel is faster, apart where it is slower."""
 
 from __future__ import annotations
 
@@ -22,44 +22,86 @@ _NAMES = {True: "SkipLayerNormalization", False: "SkipSimplifiedLayerNormalizati
 
 
 @dataclass(frozen=True)
-class FuseSkipLayerNorm(NodePass):
-    """norm(x + skip [+ bias]) -> SkipLayerNormalization(x, skip, scale, ...), whose 4th output is the sum.
+class _FuseSkipNorm(NodePass):
+    """What the two kinds share. A sum with other users is replaced first, at its own place; then the norm itself."""
 
-    A sum with other users is replaced first, at its own place; the norm then becomes the first output.
-
-    Attributes:
-        sums: do so also where the sum has other users. Off, because the CPU kernels take longer with that output than
-            an Add and a norm do (a tenth of a ViT's time); without it they are equally fast.
-    """
-
-    sums: bool = False
-
-    name: ClassVar[str] = "fuse-skip-layer-norm"
     stage: ClassVar[str] = "fuse-target"
-    level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
-    ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization", "RMSNormalization", "Mul", "Div")
+    centred: ClassVar[bool]
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
         if node.op_type == "Add":
-            if not self.sums:
-                raise Uninteresting("sums with other users are left alone")
             return self._at_sum(op, m, node)
         norm = find_norm(m, node)
+        if norm.centred != self.centred:
+            raise Uninteresting("the other kind of norm")
         done = _existing(norm)
         if done is not None:
             return done
         add = m.producer(norm.source, "Add")
         if len(add.outputs[0].uses()) > _uses_in_norm(norm, node) or add.outputs[0].is_graph_output():
-            raise NoMatch("the sum has other users")
+            raise NoMatch("the sum has other users; it is replaced first")
         m.interior = [add, *norm.nodes]
         return _emit(op, m, add, norm, 1)
 
     def _at_sum(self, op: Builder, m: Match, add: ir.Node) -> Replacement:
         norm = _norm_behind(m, add)
+        if norm.centred != self.centred:
+            raise Uninteresting("the other kind of norm")
         for value in (norm.scale, norm.bias):
             m.require(value is None or value.producer() is None, "the norm's parameters are made after the sum")
         return _emit(op, m, add, norm, 4)[3]
+
+
+@dataclass(frozen=True)
+class FuseSkipLayerNorm(_FuseSkipNorm):
+    """LayerNormalization(x + skip [+ bias]) -> SkipLayerNormalization(x, skip, ...), whose 4th output is the sum.
+
+    On request only: on the CPU the fused kernel takes 4 times as long as an Add and a LayerNormalization.
+    """
+
+    name: ClassVar[str] = "fuse-skip-layer-norm"
+    level: ClassVar[int | None] = None
+    ops: ClassVar[tuple[str, ...]] = ("Add", "LayerNormalization")
+    centred: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class FuseSkipRMSNorm(_FuseSkipNorm):
+    """RMSNormalization(x + skip [+ bias]) -> SkipSimplifiedLayerNormalization(x, skip, ...); output 4 is the sum."""
+
+    name: ClassVar[str] = "fuse-skip-rms-norm"
+    level: ClassVar[int | None] = 2
+    ops: ClassVar[tuple[str, ...]] = ("Add", "RMSNormalization", "Mul", "Div")
+    centred: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class KeepResidualSum(NodePass):
+    """LayerNormalization(Add(x, skip)) -> LayerNormalization(Sum(x, skip)), the same numbers.
+
+    ONNX Runtime fuses the Add at load into SkipLayerNormalization, whose CPU kernel takes 4 times as long as the two;
+    a Sum it leaves alone.
+    """
+
+    name: ClassVar[str] = "keep-residual-sum"
+    stage: ClassVar[str] = "fuse-target"
+    level: ClassVar[int | None] = 2
+    after: ClassVar[tuple[str, ...]] = ("fuse-attention", "fuse-skip-rms-norm")
+    ops: ClassVar[tuple[str, ...]] = ("LayerNormalization",)
+
+    def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
+        source = m.input(0, node)
+        add = source.producer() if source is not None else None
+        if source is None or add is None or add.domain != "" or add.op_type != "Add" or add.graph is not node.graph:
+            raise Uninteresting("no sum in front")
+        m.require(getattr(m.ctx.target, "kernel_device", "") == "cpu", "only ONNX Runtime's CPU kernels gain from it")
+        m.sole_use(source)
+        m.require(m.rank(source) == 3 and m.is_float(source), "the runtime fuses only sums of rank 3")
+        m.not_quantized((*add.inputs, source))
+        m.require(len(node.outputs) == 1, "mean or deviation is asked for")
+        m.interior = [add]
+        return op.clone(node, [op.Sum(*add.inputs), *node.inputs[1:]])
 
 
 def _uses_in_norm(norm: Norm, last: ir.Node) -> int:

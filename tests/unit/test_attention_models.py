@@ -19,7 +19,7 @@ from graphopt.manager.runner import run
 RELATIVE = 1e-5
 """Largest difference relative to an output's maximum; about 10 times what the runtime's own optimizations change."""
 
-FUSE = "fuse-rotary-embedding,fuse-attention,fuse-skip-layer-norm{sums=true},dce"
+FUSE = "fuse-rotary-embedding,fuse-attention,fuse-skip-layer-norm,fuse-skip-rms-norm,dce"
 
 pytestmark = [pytest.mark.torch, pytest.mark.zoo]
 
