@@ -20,7 +20,6 @@ from property.harness import Refused, Subject
 
 from graphopt import ir
 from graphopt.ir.builder import NoMatch
-from graphopt.manager import registry
 from graphopt.manager.context import Context
 from graphopt.manager.match import Match
 from graphopt.manager.pattern import COMMUTATIVE
@@ -28,6 +27,7 @@ from graphopt.manager.pipeline import parse
 
 GRAPHS = 24
 """So many graphs aimed at a rule are tried for each of its mutants."""
+UNGUARDED = "without the guard at"
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def hunt(rule: str, count: int = GRAPHS) -> Hunt:
     for where in sorted(seen):
         _try(
             result,
-            Mutant("without the guard at", where),
+            Mutant(UNGUARDED, where),
             subjects,
             lambda subject, where=where: _unguarded(subject, pipeline, target, where),
         )
@@ -369,10 +369,14 @@ def _unguarded(subject: Subject, pipeline: Any, target: Any, where: str) -> bool
 
 
 def as_dict(result: Hunt) -> dict[str, Any]:
-    """For a pipe between processes."""
-    return {**dataclasses.asdict(result), "made": len(result.caught) + len(result.survived)}
+    """For a pipe between processes: the names of mutants, and how many of each kind were made and caught."""
+    made = [*result.caught, *result.survived]
+    return {
+        **dataclasses.asdict(result),
+        "wrong": (len([name for name in made if not _drops(name)]), len([n for n in result.caught if not _drops(n)])),
+        "unguarded": (len([name for name in made if _drops(name)]), len([n for n in result.caught if _drops(n)])),
+    }
 
 
-def rules() -> list[str]:
-    """Every pass that is held to having a mutant caught."""
-    return sorted(name for name in registry.passes() if name in pipelines())
+def _drops(name: str) -> bool:
+    return name.startswith(UNGUARDED)
