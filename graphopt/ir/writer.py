@@ -19,7 +19,7 @@ _PROTOBUF_BYTES = (1 << 31) - (64 << 20)
 _THRESHOLD = 1024
 
 
-def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> tuple[str, ...]:
+def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto") -> tuple[str, ...]:
     """Write an ONNX file, atomically; return the names of the files written.
 
     Args:
@@ -30,6 +30,7 @@ def write(model: ir.Model, path: Path, external_data: ExternalData = "auto") -> 
     Raises:
         GraphoptError: the folder is not writable, the disk is full, or "never" with more than 2 GiB.
     """
+    path = Path(path)
     size = model_bytes(model)
     if external_data == "never" and size > _PROTOBUF_BYTES:
         raise GraphoptError(
