@@ -23,6 +23,16 @@ def test_named_pipelines_expand_to_text_that_parses_back(name: str) -> None:
     assert pipeline.parse(str(expanded)) == expanded
 
 
+def test_a_pass_that_is_off_by_default_joins_in_its_stage() -> None:
+    plain, added = pipeline.parse("O2"), pipeline.parse("O2{with=fuse-matmul}")
+    names = [item.name for item in added.passes()]
+    assert "fuse-matmul" not in [item.name for item in plain.passes()]
+    assert names.index("fuse-conv-bn") < names.index("fuse-matmul") < len(names) - 1
+    assert [item.name for item in pipeline.parse('O0{with=["convert-opset{to=20}" dce]}').passes()] == ["convert-opset", "dce"]
+    with pytest.raises(GraphoptError, match="did you mean 'dce'"):
+        pipeline.parse("O2{with=dec}")
+
+
 def test_levels_grow_and_o1_is_exact() -> None:
     names = [{item.name for item in pipeline.parse(f"O{level}").passes()} for level in range(4)]
     assert names[0] == set()
