@@ -70,7 +70,10 @@ def load(path: str | Path) -> Artifact:
         raise GraphoptError(f"{path}: unreadable {MANIFEST} or {REPORT}: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise GraphoptError(f"{path}: {MANIFEST} is of another format; this version reads format {FORMAT}")
-    for name in [*manifest.get("files", {}), manifest.get("main", "")]:
+    for key, kind in (("main", str), ("files", dict), ("target", str), ("settings", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise GraphoptError(f"{path}: {MANIFEST} has no valid {key!r}; compile the model again")
+    for name in [*manifest["files"], manifest["main"]]:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise GraphoptError(f"{path}: {MANIFEST} names a file outside the folder: {name!r}")
     return Artifact(path, manifest, report)

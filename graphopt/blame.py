@@ -134,13 +134,17 @@ class _Bisection:
         try:
             result = run(model, self.pipeline, ctx, Instruments(verify="end"))
         except VerificationError as failure:
-            return str(failure), RunResult(Timings(), ctx.rewriter.rewrites, ctx, False)
-        if limit is None:
-            # Every prefix is judged by the class of the whole run: an exact rewrite is not blamed for one ulp.
-            self.tolerance = loosest(result)
+            return str(failure), self._whole(limit, RunResult(Timings(), ctx.rewriter.rewrites, ctx, False))
+        self._whole(limit, result)
         path = self.scratch / "bisect.onnx"
         write(model, path)
         return (self._ask_command(path) if self.command is not None else self._ask_numerics(path)), result
+
+    def _whole(self, limit: int | None, result: RunResult) -> RunResult:
+        """Every prefix is judged by the class of the whole run: an exact rewrite is not blamed for one ulp."""
+        if limit is None:
+            self.tolerance = loosest(result)
+        return result
 
     def _ask_command(self, path: Path) -> str:
         assert self.command is not None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
 from graphopt.artifact import Artifact
-from graphopt.checks import Check, Numbers
+from graphopt.checks import Check, Numbers, data_files
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
-from graphopt.frontends.onnx import file_hash
+from graphopt.frontends.onnx import file_hash, load
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
@@ -152,14 +152,39 @@ def _write_checked(job: _Job, output: Path) -> Numbers:
         raise GraphoptError(f"cannot write output {output}: {error.strerror}") from None
     with folder as name:
         names = write(job.model, Path(name) / output.name, job.options.external_data)
+        taken = [path for path in job.data_files if any(_same(path, output.parent / file) for file in names)]
+        if taken and job.origin is not None and not _same(job.origin, output):
+            raise GraphoptError(
+                f"output {output} would replace {taken[0]}, which holds the weights of {job.origin}; "
+                "choose another name, or --external-data never"
+            )
         if job.options.numerics == "off":
             numbers = job.check.skipped("numerics are off")
         else:
             numbers = job.check.end(Path(name) / output.name, job.result)
         job.judge(numbers)
-        for file in reversed(names):  # weights first: a model never stands without its data
-            (Path(name) / file).replace(output.parent / file)
+        try:
+            for file in reversed(names):  # weights first: a model never stands without its data
+                (Path(name) / file).replace(output.parent / file)
+        except OSError as error:
+            raise GraphoptError(f"cannot write output {output}: {error.strerror}") from None
+    if taken:
+        _read_weights_from(job.model, output)
     return numbers
+
+
+def _same(a: Path, b: Path) -> bool:
+    return b.exists() and a.samefile(b)
+
+
+def _read_weights_from(model: ir.Model, output: Path) -> None:
+    """Point external weights at a file just written: it took the place of the one that they were mapped from."""
+    from graphopt import ir
+
+    for graph, written in zip(model.graphs(), load(output).graphs(), strict=True):
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = written.initializers[name].const_value
 
 
 def compile(
@@ -235,6 +260,7 @@ class _Job:
         start = time.perf_counter()
         self.model, origin = capture(source, options.input_shapes, options.dims)
         self.seconds["capture"] = time.perf_counter() - start
+        self.origin, self.data_files = origin, data_files(self.model)
         self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(self.model, origin, options.data, scratch, reload)

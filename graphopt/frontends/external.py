@@ -46,7 +46,10 @@ def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
                 yield value, value.const_value
         for node in scope.graph:
             for attr in node.attributes.values():
-                if attr.type == ir.AttributeType.TENSOR and isinstance(attr.value, ir.ExternalTensor):
+                if attr.is_ref() or attr.type not in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+                    continue
+                tensors = [attr.value] if attr.type == ir.AttributeType.TENSOR else attr.value
+                if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
                     raise GraphoptError(
                         f"node {node.name!r}: attribute {attr.name!r} refers to external data; only initializers may"
                     )
@@ -78,5 +81,6 @@ def _check_length(tensor: ir.ExternalTensor, real: str, path: Path) -> None:
     if start < 0 or start + tensor.nbytes > size:
         file = os.path.basename(real)
         raise GraphoptError(
-            f"{path}: external data of {tensor.name!r} ends at byte {start + tensor.nbytes}, the file {file!r} has {size}"
+            f"{path}: external data of {tensor.name!r} ends at byte {start + tensor.nbytes}, "
+            f"the file {file!r} has {size}"
         )

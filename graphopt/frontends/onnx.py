@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.external import resolve_external_data
+from graphopt.frontends.tensors import check_tensors
 from graphopt.ir import optable, sites
 from graphopt.ir.verifier import verify
 
@@ -101,7 +102,7 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
 
     from graphopt import ir
 
-    _check_data_sizes(proto, path)
+    check_tensors(proto, path)
     # Undefined inputs are reported by our verifier with the site; onnx_ir's own log line would come first.
     logger = logging.getLogger("onnx_ir.serde")
     level = logger.level
@@ -117,24 +118,6 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
         raise GraphoptError(f"{path}: not a valid ONNX model: {' '.join(str(cause).split())[:300]}") from None
     finally:
         logger.setLevel(level)
-
-
-def _check_data_sizes(proto: Any, path: Path) -> None:
-    import math
-
-    from graphopt import ir
-
-    for tensor in proto.graph.initializer:
-        if any(dim < 0 for dim in tensor.dims):
-            raise GraphoptError(f"{path}: initializer {tensor.name!r} has a negative dimension")
-        if tensor.data_location == 1 or not tensor.HasField("raw_data") or tensor.data_type in (0, 8):
-            continue
-        bits = ir.DataType(tensor.data_type).bitwidth
-        wanted = (math.prod(tensor.dims) * bits + 7) // 8
-        if len(tensor.raw_data) != wanted:
-            raise GraphoptError(
-                f"{path}: initializer {tensor.name!r} declares {wanted} bytes and holds {len(tensor.raw_data)}"
-            )
 
 
 def _check_opset(model: ir.Model, origin: str) -> None:

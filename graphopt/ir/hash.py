@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt.ir import sites
 
@@ -38,11 +38,13 @@ def structural_hash(model: ir.Model) -> str:
     """
     digest = hashlib.sha256()
     digest.update(repr(sorted(model.opset_imports.items())).encode())
-    _hash_graph(digest, model.graph, {}, names=True)
+    _hash_graph(digest, model.graph, {}, "main")
     for key in sorted(model.functions):
         function = model.functions[key]
-        digest.update(repr((key, sorted(function.opset_imports.items()), sorted(function.attributes))).encode())
-        _hash_graph(digest, function.graph, {}, names=False)
+        digest.update(repr((key, sorted(function.opset_imports.items()))).encode())
+        for name in sorted(function.attributes):
+            _hash_attr(digest, function.attributes[name], {})
+        _hash_graph(digest, function.graph, {}, "function")
     return digest.hexdigest()
 
 
@@ -51,12 +53,15 @@ def equal(a: ir.Model, b: ir.Model) -> bool:
     return structural_hash(a) == structural_hash(b)
 
 
-def _hash_graph(digest: Any, graph: ir.Graph, outer: dict[int, str], *, names: bool) -> None:
+def _hash_graph(
+    digest: Any, graph: ir.Graph, outer: dict[int, str], kind: Literal["main", "inner", "function"]
+) -> None:
     label = dict(outer)
     depth = len(outer)
     for index, value in enumerate(graph.inputs):
         label[id(value)] = f"i{depth}.{index}"
-        digest.update(f"in {value.name if names else ''} {value.type} {value.shape};".encode())
+        default = tensor_digest(value.const_value) if value.is_initializer() and value.const_value is not None else ""
+        digest.update(f"in {_signature(value, kind)} {default};".encode())
     for index, node in enumerate(graph):
         operands = [_operand(digest, value, label) for value in node.inputs]
         digest.update(f"{node.domain}::{node.op_type}:{node.overload} {operands} -> {len(node.outputs)};".encode())
@@ -66,7 +71,12 @@ def _hash_graph(digest: Any, graph: ir.Graph, outer: dict[int, str], *, names: b
             label[id(output)] = f"n{depth}.{index}.{slot}"
     for value in graph.outputs:
         ref = _operand(digest, value, label)
-        digest.update(f"out {value.name if names else ''} {ref} {value.type} {value.shape};".encode())
+        digest.update(f"out {ref} {_signature(value, kind)};".encode())
+
+
+def _signature(value: ir.Value, kind: str) -> str:
+    """What a graph declares of an input or output; a function declares no types, what stands there was inferred."""
+    return "" if kind == "function" else f"{value.name if kind == 'main' else ''} {value.type} {value.shape}"
 
 
 def _operand(digest: Any, value: ir.Value | None, label: dict[int, str]) -> str:
@@ -81,21 +91,27 @@ def _operand(digest: Any, value: ir.Value | None, label: dict[int, str]) -> str:
 
 
 def _hash_attr(digest: Any, attr: ir.Attr, label: dict[int, str]) -> None:
+    import numpy as np
+
     from graphopt import ir
 
     digest.update(f"@{attr.name}:{attr.type.name}".encode())
     if attr.is_ref():
         digest.update(f"ref {attr.ref_attr_name}".encode())
     elif attr.type == ir.AttributeType.GRAPH:
-        _hash_graph(digest, attr.as_graph(), label, names=False)
+        _hash_graph(digest, attr.as_graph(), label, "inner")
     elif attr.type == ir.AttributeType.GRAPHS:
         for graph in attr.as_graphs():
-            _hash_graph(digest, graph, label, names=False)
+            _hash_graph(digest, graph, label, "inner")
     elif attr.type == ir.AttributeType.TENSOR:
         digest.update(tensor_digest(attr.as_tensor()).encode())
     elif attr.type == ir.AttributeType.TENSORS:
         for tensor in attr.as_tensors():
             digest.update(tensor_digest(tensor).encode())
+    elif attr.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
+        # A file holds single precision, so that is all that counts.
+        items = [attr.value] if attr.type == ir.AttributeType.FLOAT else list(attr.value)
+        digest.update(np.asarray(items, dtype=np.float64).astype(np.float32).tobytes())
     else:
         digest.update(repr(attr.value).encode())
 

@@ -6,7 +6,7 @@ became dead. "Changed" is read from it, never reported by a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -254,7 +254,14 @@ class Rewriter:
         for node in nodes:
             self._register(node)
 
-    def splice(self, node: ir.Node, inner: ir.Graph, values: Sequence[ir.Value], made: Sequence[ir.Node] = ()) -> None:
+    def splice(
+        self,
+        node: ir.Node,
+        inner: ir.Graph,
+        values: Sequence[ir.Value],
+        made: Sequence[ir.Node] = (),
+        given: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> None:
         """Put the nodes of `inner`, then `made`, in the place of `node`; counts as one rewrite.
 
         Args:
@@ -262,6 +269,7 @@ class Rewriter:
             inner: The graph to open; nothing of it but its outputs may be used elsewhere.
             values: What replaces each output of `node`: values of `inner`, of `made`, or visible ones.
             made: Detached nodes that work on the outputs of `inner`.
+            given: What stands for each input of `inner`.
 
         Raises:
             StopRewriting: the bisect limit is reached; nothing was changed.
@@ -269,6 +277,9 @@ class Rewriter:
         self.count(node)
         graph = node.graph
         assert graph is not None
+        for inside, outside in (given or {}).items():
+            for use in tuple(inside.uses()):
+                use.node.replace_input_with(use.idx, outside)
         self.adopt_graph(inner, node)
         self.insert_before(node, made)
         for old, new in zip(node.outputs, values, strict=True):
@@ -323,7 +334,7 @@ class Rewriter:
         users = [use.node for use in old.uses()]
         if old.is_graph_output():
             # The other users take `new` itself: an Identity for the output stands at the end, behind them.
-            self._take_output(old, new)
+            self._take_output(old, new, fresh=fresh)
         elif fresh and old.name and not new.is_graph_output():
             name, old.name = old.name, self.fresh_name(f"{old.name}_old")
             self._names.discard(new.name or "")
@@ -332,19 +343,21 @@ class Rewriter:
         for user in users:
             self._touch(user)
 
-    def _take_output(self, old: ir.Value, new: ir.Value) -> None:
+    def _take_output(self, old: ir.Value, new: ir.Value, *, fresh: bool) -> None:
         owner = old.graph
         assert owner is not None
         producer = new.producer()
         movable = producer is not None and producer.graph is owner and not new.is_graph_output()
         if not movable:
             new = self.insert_identity(new, owner)
+            fresh = True
         name, declared_type, declared_shape = old.name, old.type, old.shape
         for index, output in enumerate(owner.outputs):
             if output is old:
                 owner.outputs[index] = new
         old.name = self.fresh_name(f"{name}_old")
-        self._names.discard(new.name or "")
+        if fresh:  # another graph may have a value of an older one's name
+            self._names.discard(new.name or "")
         new.name = name
         # The interface is ABI: the declared type and dims stay, an unknown rank too.
         new.type = declared_type or new.type

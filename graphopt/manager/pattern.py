@@ -6,6 +6,7 @@ Lives here: the pattern language and the matcher with its near-miss trace. The d
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -191,7 +192,12 @@ class Matcher:
 
     def _literal(self, value: ir.Value, literal: int | float, b: _Bindings) -> _Bindings | None:
         element = const_scalar(value)
-        if element is None or isinstance(element, bool) or abs(element - literal) > _precision(value) * abs(literal):
+        # Equality first, and no `>`: an infinity is only itself, and NaN is no literal.
+        if (
+            element is None
+            or isinstance(element, bool)
+            or not (element == literal or abs(element - literal) <= _precision(value) * abs(literal) < math.inf)
+        ):
             there = f"the constant {element}" if element is not None else "not a constant scalar"
             self._fail(b, f"value {value.name!r} is {there}, not {literal}", element is not None)
             return None
@@ -272,6 +278,11 @@ class RewritePass(NodePass):
         for root in flat:
             if not isinstance(root, Call):
                 raise PassError(f"the pattern of pass {self.name!r} must have a node as its root")
+            if root.domain != self.domain:
+                raise PassError(
+                    f"the pattern of pass {self.name!r} begins in domain {root.domain or 'ai.onnx'!r}, "
+                    f"its class says domain = {self.domain!r}: it would never match"
+                )
         return tuple(Matcher(root) for root in flat), tuple(hole.name for hole in holes)
 
     def anchors(self) -> tuple[str, ...]:

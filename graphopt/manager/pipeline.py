@@ -158,12 +158,15 @@ def _from_table(table: dict[str, Any], path: Path) -> list[Pass | Fix]:
     rest = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
     if table["name"] == "fix":
         inner = rest.pop("pass", [])
+        if not isinstance(inner, list):
+            raise GraphoptError(f"recipe {path}: fix needs [[pass.pass]] tables")
         items = tuple(item for row in inner for item in _from_table(row, path))
         if not items:
             raise GraphoptError(f"recipe {path}: fix needs at least one pass")
-        return [Fix(items, int(rest.get("max", 8)))]
     options = tuple((key, _to_text(tuple(value) if isinstance(value, list) else value)) for key, value in rest.items())
     spec = Spec(table["name"], options)
+    if spec.name == "fix":
+        return [Fix(items, build(_FixOptions, spec, "group").max)]
     return list(levels.expand(spec).items) if levels.is_named(spec.name) else [registry.make(spec)]
 
 
@@ -186,5 +189,7 @@ def _tables(items: tuple[Pass | Fix, ...], key: str) -> Iterator[str]:
         for field in dataclasses.fields(item):
             value = getattr(item, field.name)
             if value != field.default and value is not None:
-                yield f"{field.name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
+                # Unescaped beyond ASCII: TOML has no surrogate pairs. DEL is the one character that JSON leaves bare.
+                written = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+                yield f"{field.name} = {written}".replace("\x7f", "\\u007f")
         yield ""

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +59,7 @@ def _plugins() -> tuple[dict[str, type[Pass]], tuple[str, ...]]:
         try:
             cls = entry.load()
         except Exception as error:  # another package's import may fail in any way; it must not take ours down
-            problems.append(f"plug-in {entry.name!r} ({entry.value}) does not load: {type(error).__name__}: {error}")
+            problems.append(_does_not_load(entry, error))
             continue
         if not is_concrete(cls) or cls.name != entry.name:
             problems.append(f"plug-in {entry.name!r} ({entry.value}) is not a pass of that name")
@@ -69,7 +70,11 @@ def _plugins() -> tuple[dict[str, type[Pass]], tuple[str, ...]]:
 
 def problems() -> tuple[str, ...]:
     """Plug-ins that could not be loaded, one line each."""
-    return _plugins()[1]
+    return (*_plugins()[1], *_targets()[1])
+
+
+def _does_not_load(entry: importlib.metadata.EntryPoint, error: Exception) -> str:
+    return f"plug-in {entry.name!r} ({entry.value}) does not load: {type(error).__name__}: {error}"
 
 
 def passes() -> dict[str, type[Pass]]:
@@ -109,7 +114,8 @@ def load_file(path: str | Path) -> list[type[Pass]]:
     path = Path(path)
     if not path.is_file():
         raise GraphoptError(f"--load {path}: there is no such file")
-    module_name = f"graphopt_loaded_{path.stem}"
+    # By its whole path: two files of one name are two modules.
+    module_name = f"graphopt_loaded_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
         raise GraphoptError(f"--load {path}: not a Python file")
@@ -127,9 +133,13 @@ def load_file(path: str | Path) -> list[type[Pass]]:
     return [register(cls) for cls in found]
 
 
-@functools.cache
 def targets() -> dict[str, Any]:
     """Every target class by name."""
+    return _targets()[0]
+
+
+@functools.cache
+def _targets() -> tuple[dict[str, Any], tuple[str, ...]]:
     from graphopt.target import Target
 
     table: dict[str, Any] = {}
@@ -141,9 +151,18 @@ def targets() -> dict[str, Any]:
                 and isinstance(cls.__dict__.get("name"), str)
             ):
                 table[cls.name] = cls
+    problems = []
     for entry in importlib.metadata.entry_points(group="graphopt.targets"):
-        table.setdefault(entry.name, entry.load())
-    return table
+        try:
+            cls = entry.load()
+        except Exception as error:  # as for passes
+            problems.append(_does_not_load(entry, error))
+            continue
+        if not (inspect.isclass(cls) and issubclass(cls, Target)):
+            problems.append(f"plug-in {entry.name!r} ({entry.value}) is not a target")
+            continue
+        table.setdefault(entry.name, cls)
+    return table, tuple(problems)
 
 
 def make_target(text: str) -> Any:

@@ -101,24 +101,22 @@ def _once(node: ir.Node, ctx: Context, builder: Builder) -> None:
     carried = list(node.inputs[2:])
     iteration = builder.const(np.array(0, dtype=np.int64), "iteration")
     condition = builder.const(np.array(True), "condition")
-    given = dict(zip(body.inputs, [iteration, condition, *carried], strict=True))
+    given: dict[ir.Value, ir.Value] = {}
+    for inside, outside in zip(body.inputs, [iteration, condition, *carried], strict=True):
+        assert outside is not None
+        given[inside] = outside
     outputs = list(body.outputs)[1:]
     if len(outputs) > len(carried) and ctx.rewriter.opset("", node) < 13:
         raise NoMatch("what it collects gains an axis, which is written for opset 13 and later")
     made: list[ir.Value] = []
     for position, value in enumerate(outputs):
         source = given.get(value, value)
-        assert source is not None
         if position >= len(carried):
             # What is collected gains an axis for the one iteration.
             source = builder.Unsqueeze(source, builder.const([0], "axis"))
         made.append(source)
     Names(ctx).make_unique(body)
-    for inside, outside in given.items():
-        assert outside is not None
-        for use in list(inside.uses()):
-            use.node.replace_input_with(use.idx, outside)
-    ctx.rewriter.splice(node, body, made, builder.nodes)
+    ctx.rewriter.splice(node, body, made, builder.nodes, given)
     for value in (iteration, condition):
         if not value.uses() and value.graph is not None and value.name is not None:
             value.graph.initializers.pop(value.name, None)
