@@ -5,6 +5,7 @@ Lives here: which file is the reference and which runner judges. Not here: how n
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -236,5 +237,9 @@ def data_files(model: ir.Model) -> list[Path]:
 
 def _hashes(model: ir.Model, origin: Path) -> dict[str, str]:
     """SHA-256 of the model file and of each file with its external data."""
-    paths = {origin.name: origin} | {path.name: path for path in data_files(model)}
+    paths = {origin.name: origin}
+    for path in data_files(model):
+        # Two folders may hold files of one name.
+        name = path.name if path.name not in paths else os.path.relpath(path, os.path.realpath(origin.parent))
+        paths[name] = path
     return {name: file_hash(path) for name, path in sorted(paths.items())}

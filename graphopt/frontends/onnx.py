@@ -48,6 +48,7 @@ def prepare(model: ir.Model, origin: str) -> ir.Model:
     Raises:
         GraphoptError: the model breaks a rule; the message names the place.
     """
+    _name_standard_domain(model)
     _check_opset(model, origin)
     _drop_initializer_inputs(model)
     _forget_negative_dims(model)
@@ -118,6 +119,14 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
         raise GraphoptError(f"{path}: not a valid ONNX model: {' '.join(str(cause).split())[:300]}") from None
     finally:
         logger.setLevel(level)
+
+
+def _name_standard_domain(model: ir.Model) -> None:
+    """`ai.onnx` is another name of the standard domain; nodes come without it, imports do not."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if "ai.onnx" in imports:
+            version = imports.pop("ai.onnx")
+            imports.setdefault("", version)
 
 
 def _check_opset(model: ir.Model, origin: str) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
 from graphopt import artifact
+from graphopt.checks import Check
 from graphopt.errors import GraphoptError
 from graphopt.frontends.onnx import load
 
@@ -158,3 +159,29 @@ def test_a_malformed_manifest_is_one_line(tmp_path: Path, fault: dict[str, Any])
     (tmp_path / artifact.MANIFEST).write_text(json.dumps(good | fault))
     with pytest.raises(GraphoptError, match=artifact.MANIFEST):
         artifact.load(tmp_path)
+
+
+def test_data_files_of_one_name_are_all_hashed(tmp_path: Path) -> None:
+    weights = []
+    for folder, number in (("p", 1.0), ("q", 2.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.bin").write_bytes(np.full(4, number, np.float32).tobytes())
+        weights.append(tensor(data_type=1, dims=[4], data_location=1))
+        weights[-1].name = folder
+        weights[-1].external_data.add(key="location", value=f"{folder}/w.bin")
+    nodes = [helper.make_node("Add", ["x", "p"], ["t"]), helper.make_node("Add", ["t", "q"], ["y"])]
+    (tmp_path / "m.onnx").write_bytes(wrap(nodes, weights).SerializeToString())
+    check = Check(load(tmp_path / "m.onnx"), tmp_path / "m.onnx", None, tmp_path)
+    files = check.identity["files"]
+    assert sorted(files) == ["m.onnx", "q/w.bin", "w.bin"]
+    assert len(set(files.values())) == 3
+
+
+def test_the_standard_domain_may_go_by_its_long_name(tmp_path: Path) -> None:
+    model = wrap([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")], [])
+    model.opset_import[0].domain = "ai.onnx"
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    read = load(tmp_path / "m.onnx")
+    assert read.opset_imports[""] == 21
+    assert "ai.onnx" not in read.opset_imports
+    assert next(iter(read.graph)).domain == ""
