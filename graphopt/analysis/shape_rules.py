@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from graphopt.analysis import dims, shape_values
 from graphopt.analysis.shape_attrs import attr_int, attr_ints, axis_of, optional_input
 from graphopt.analysis.shape_control import infer_if, infer_loop, infer_scan
+from graphopt.analysis.shape_matmul import infer_matmul
 from graphopt.analysis.shape_result import Result
 from graphopt.analysis.shape_spatial import infer_pool, infer_resize, infer_unique
 from graphopt.ir.constants import const_tensor
@@ -357,6 +358,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("ReduceSum", "ReduceProd"), _reduce_values),
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), infer_pool),
     "Unique": infer_unique,
+    "MatMul": infer_matmul,
     "Neg": _neg,
     "Identity": _identity,
     "Constant": _constant,
