@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +142,7 @@ class Matcher:
     def match(self, node: ir.Node) -> tuple[_Bindings | None, NearMiss]:
         self.graph = node.graph
         self.miss = NearMiss()
-        bindings = _Bindings()
-        found = self._node(node, self.root, bindings, is_root=True)
+        found = next(self._node(node, self.root, _Bindings(), is_root=True), None)
         return (found, self.miss)
 
     def _fail(self, bindings: _Bindings, reason: str, interesting: bool) -> None:
@@ -153,44 +152,48 @@ class Matcher:
         if deeper or (depth == self.miss.depth and (interesting or not self.miss.interesting)):
             self.miss = NearMiss(depth, reason, interesting)
 
-    def _value(self, value: ir.Value | None, pattern: Any, b: _Bindings) -> _Bindings | None:
+    # Each of these yields every way to match, so that a later input may refuse an earlier one's choice; `b` is never
+    # changed, only copied.
+
+    def _value(self, value: ir.Value | None, pattern: Any, b: _Bindings) -> Iterator[_Bindings]:
         if isinstance(pattern, Hole):
-            return self._hole(value, pattern, b)
+            yield from self._hole(value, pattern, b)
+            return
         if isinstance(pattern, OneOf):
             for choice in pattern.choices:
-                found = self._value(value, choice, b.copy())
-                if found is not None:
-                    return found
-            return None
+                yield from self._value(value, choice, b)
+            return
         if value is None:
             self._fail(b, "an input is absent", False)
-            return None
+            return
         if isinstance(pattern, int | float):
-            return self._literal(value, pattern, b)
+            if self._is_literal(value, pattern, b):
+                yield b
+            return
         call, index = (pattern.call, pattern.index) if isinstance(pattern, Output) else (pattern, 0)
         node = value.producer()
         if node is None or node.op_type not in call.ops or node.domain != call.domain:
             there = node.op_type if node is not None else "no node"
             self._fail(b, f"value {value.name!r} is made by {there}, not {call}", False)
-            return None
+            return
         if value.index() != index:
             self._fail(b, f"value {value.name!r} is output {value.index()} of {node.op_type}", True)
-            return None
-        return self._node(node, call, b, is_root=False)
+            return
+        yield from self._node(node, call, b, is_root=False)
 
-    def _hole(self, value: ir.Value | None, hole: Hole, b: _Bindings) -> _Bindings | None:
+    def _hole(self, value: ir.Value | None, hole: Hole, b: _Bindings) -> Iterator[_Bindings]:
         if value is None and not hole.optional:
             self._fail(b, f"the input for {hole.name!r} is absent", True)
-            return None
-        if hole.name in b.holes:
-            if b.holes[hole.name] is not value:
-                self._fail(b, f"{hole.name!r} would have to be two different values", True)
-                return None
-            return b
-        b.holes[hole.name] = value
-        return b
+        elif hole.name not in b.holes:
+            b = b.copy()
+            b.holes[hole.name] = value
+            yield b
+        elif b.holes[hole.name] is value:
+            yield b
+        else:
+            self._fail(b, f"{hole.name!r} would have to be two different values", True)
 
-    def _literal(self, value: ir.Value, literal: int | float, b: _Bindings) -> _Bindings | None:
+    def _is_literal(self, value: ir.Value, literal: int | float, b: _Bindings) -> bool:
         element = const_scalar(value)
         # Equality first, and no `>`: an infinity is only itself, and NaN is no literal.
         if (
@@ -200,19 +203,21 @@ class Matcher:
         ):
             there = f"the constant {element}" if element is not None else "not a constant scalar"
             self._fail(b, f"value {value.name!r} is {there}, not {literal}", element is not None)
-            return None
-        return b
+            return False
+        return True
 
-    def _node(self, node: ir.Node, call: Call, b: _Bindings, *, is_root: bool) -> _Bindings | None:
+    def _node(self, node: ir.Node, call: Call, b: _Bindings, *, is_root: bool) -> Iterator[_Bindings]:
         if id(call) in b.nodes:
-            return b if b.nodes[id(call)] is node else None
+            if b.nodes[id(call)] is node:
+                yield b
+            return
         if node.graph is not self.graph:
             self._fail(b, f"{node.op_type} {node.name!r} stands in an outer graph", True)
-            return None
+            return
         for name, wanted in call.attributes:
             if not _attribute_is(node, name, wanted):
                 self._fail(b, f"{node.op_type} {node.name!r} does not have {name}={wanted}", True)
-                return None
+                return
         inputs = list(node.inputs)
         if (
             len(inputs) > len(call.inputs)
@@ -222,8 +227,9 @@ class Matcher:
             self._fail(
                 b, f"{node.op_type} {node.name!r} has {len(inputs)} inputs, the pattern {len(call.inputs)}", True
             )
-            return None
+            return
         inputs = (inputs + [None] * len(call.inputs))[: len(call.inputs)]
+        b = b.copy()
         b.nodes[id(call)] = node
         if not is_root:
             b.interior.append((node, call.shared))
@@ -233,15 +239,14 @@ class Matcher:
         if len(inputs) == 2 and COMMUTATIVE.issuperset(call.ops):
             orders.append(inputs[::-1])
         for order in orders:
-            found: _Bindings | None = b.copy() if len(orders) > 1 else b
-            for value, pattern in zip(order, call.inputs, strict=True):
-                assert found is not None
-                found = self._value(value, pattern, found)
-                if found is None:
-                    break
-            if found is not None:
-                return found
-        return None
+            yield from self._inputs(order, call.inputs, b)
+
+    def _inputs(self, values: Sequence[ir.Value | None], patterns: Sequence[Any], b: _Bindings) -> Iterator[_Bindings]:
+        if not patterns:
+            yield b
+            return
+        for found in self._value(values[0], patterns[0], b):
+            yield from self._inputs(values[1:], patterns[1:], found)
 
 
 @dataclass(frozen=True)

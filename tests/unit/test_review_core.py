@@ -56,6 +56,30 @@ def test_a_literal_matches_its_number_only(factor: float, matches: bool) -> None
     assert [node.op_type for node in model.graph] == (["Neg"] if matches else ["Mul"])
 
 
+@dataclass(frozen=True)
+class SumTimesPart(RewritePass):
+    """(x + y) * x -> x - y, which is wrong: it shows what x and y were."""
+
+    name = "sum-times-part"
+
+    def pattern(self, op: Any, x: Any, y: Any) -> Any:
+        return op.Mul(op.Add(x, y), x)
+
+    def rewrite(self, op: Any, m: Any, x: Any, y: Any) -> Any:
+        return op.Sub(x, y)
+
+
+@pytest.mark.parametrize("product", ["Mul(s, {part})", "Mul({part}, s)"])
+@pytest.mark.parametrize(("part", "found"), [("p", ["p", "q"]), ("q", ["q", "p"]), ("r", None)])
+def test_a_later_operand_may_refuse_the_order_of_an_earlier_sum(product: str, part: str, found: Any) -> None:
+    text = f"{{ s = Add(p, q) \n y = {product.format(part=part)} }}"
+    model = model_of(f"g (float[4] p, float[4] q, float[4] r) => (float[4] y) {text}")
+    run(model, Pipeline((SumTimesPart(),)), Context(model))
+    last = model.graph.outputs[0].producer()
+    assert (last.op_type == "Sub") == (found is not None)
+    assert found is None or [value.name for value in last.inputs] == found
+
+
 def test_a_pattern_in_another_domain_than_its_class_is_an_error() -> None:
     @dataclass(frozen=True)
     class Never(RewritePass):
