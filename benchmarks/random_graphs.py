@@ -201,12 +201,14 @@ def main() -> int:
     seeds = range(options.seed, options.seed + options.graphs)
     for count, (seed, record, error) in enumerate(spread(seeds, "seeds", options.jobs), 1):
         tally.add(seed, record, error)
+        for problem in record["problems"] if record else ():
+            say(f"{problem['plan']}: {problem['pipeline']}: {problem['kind']}: {problem['detail'].splitlines()[0]}")
         if count % 500 == 0:
             failures = sum(map(len, tally.problems.values()))
             say(f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {failures} failures")
-    mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
     if options.failures:
         options.failures.write_text(report(tally), encoding="utf-8")
+    mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
     sys.path.insert(0, str(ROOT / "tests"))
     from property.campaign import pipelines
 
