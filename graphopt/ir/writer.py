@@ -42,7 +42,8 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
     temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
     try:
         _serialize(model, temporary, temporary_data.name if apart else None, data.name)
-        if apart and temporary_data.exists():
+        apart = apart and temporary_data.exists()  # no tensor may be large enough
+        if apart:
             os.replace(temporary_data, data)
         os.replace(temporary, path)
     except OSError as error:
@@ -51,7 +52,7 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
         for leftover in (temporary, temporary_data):
             with contextlib.suppress(OSError):
                 leftover.unlink()
-    return (path.name, data.name) if apart and data.exists() else (path.name,)
+    return (path.name, data.name) if apart else (path.name,)
 
 
 def _has_external(model: ir.Model) -> bool:
