@@ -42,7 +42,8 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
     temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
     try:
         _serialize(model, temporary, temporary_data.name if apart else None, data.name)
-        apart = apart and temporary_data.exists()  # no tensor may be large enough
+        # Where no tensor is large enough the file is empty, or not there.
+        apart = apart and temporary_data.exists() and temporary_data.stat().st_size > 0
         if apart:
             os.replace(temporary_data, data)
         os.replace(temporary, path)

@@ -187,7 +187,7 @@ def test_the_standard_domain_may_go_by_its_long_name(tmp_path: Path) -> None:
     assert next(iter(read.graph)).domain == ""
 
 
-def test_an_older_data_file_is_not_said_to_be_written(tmp_path: Path) -> None:
+def test_no_empty_data_file_is_written(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(wrap([helper.make_node("Neg", ["x"], ["y"])], []).SerializeToString())
     (tmp_path / "out.onnx.data").write_bytes(b"of another model")
     assert graphopt.save(load(tmp_path / "m.onnx"), tmp_path / "out.onnx", "always") == ("out.onnx",)
