@@ -16,7 +16,7 @@ from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, loosest
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
-from graphopt.ir.rewriter import Rewrite
+from graphopt.ir.rewrite_log import Rewrite
 from graphopt.ir.writer import write
 from graphopt.manager.bisect import first_bad
 from graphopt.manager.context import Context

@@ -109,9 +109,9 @@ def _targets() -> dict[str, str]:
 
 
 def _problems(found: dict[str, str]) -> list[str]:
-    from graphopt.manager.registry import problems
+    from graphopt.manager.registry import problems, target_problems
 
-    out = list(problems())
+    out = [*problems(), *target_problems()]
     if "onnxruntime" in found and "onnxruntime-gpu" in found:
         out.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "

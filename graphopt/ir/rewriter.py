@@ -7,12 +7,12 @@ became dead. "Changed" is read from it, never reported by a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from graphopt.errors import PassError
 from graphopt.ir import sites
 from graphopt.ir.builder import Builder, NoMatch
+from graphopt.ir.rewrite_log import Rewrite, ShapeHook, StopRewriting
 from graphopt.ir.rewriter_index import OpIndex
 
 if TYPE_CHECKING:
@@ -20,26 +20,6 @@ if TYPE_CHECKING:
 
 PROVENANCE = "graphopt.from"
 """Key of the metadata that a new node carries: `pass-name: replaced node names`."""
-
-
-class StopRewriting(Exception):
-    """The bisect limit is reached: no further rewrite may happen in this pipeline."""
-
-
-class ShapeHook(Protocol):
-    """What the Rewriter needs from shape analysis: types and shapes for one new node, in place."""
-
-    def infer_node(self, node: ir.Node) -> None: ...
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One applied rewrite: its number (from 1), pass, site and root op."""
-
-    number: int
-    pass_name: str
-    site: str
-    op: str
 
 
 class Rewriter:

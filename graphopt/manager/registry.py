@@ -69,8 +69,13 @@ def _plugins() -> tuple[dict[str, type[Pass]], tuple[str, ...]]:
 
 
 def problems() -> tuple[str, ...]:
-    """Plug-ins that could not be loaded, one line each."""
-    return (*_plugins()[1], *_targets()[1])
+    """Plug-in passes that could not be loaded, one line each."""
+    return _plugins()[1]
+
+
+def target_problems() -> tuple[str, ...]:
+    """Plug-in targets that could not be loaded, one line each; loads the targets, which listing passes must not."""
+    return _targets()[1]
 
 
 def _does_not_load(entry: importlib.metadata.EntryPoint, error: Exception) -> str:

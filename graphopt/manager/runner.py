@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import GateError, GraphoptError, PassError, VerificationError
 from graphopt.ir import hash as ir_hash
 from graphopt.ir import sites
-from graphopt.ir.rewriter import Rewrite, StopRewriting
+from graphopt.ir.rewrite_log import Rewrite, StopRewriting
 from graphopt.ir.verifier import Interface, verify
 from graphopt.manager.base import Pass
 from graphopt.manager.context import Context

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.errors import PassError
 from graphopt.ir.builder import Builder, NoMatch
-from graphopt.ir.rewriter import StopRewriting
+from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass
 from graphopt.manager.match import Match
 

@@ -34,4 +34,4 @@ class StripDebugMetadata(Pass):
                 ctx.rewriter.drop_metadata(node, found)
                 stripped += 1
         if stripped:
-            ctx.note(f"dropped the exporter's debugging notes from {stripped} nodes; --disable-pass {self.name} keeps them")
+            ctx.note(f"dropped debugging notes of the exporter from {stripped} nodes; --disable-pass {self.name} keeps them")

@@ -235,6 +235,6 @@ def test_a_broken_target_plugin_is_reported_not_fatal(monkeypatch: pytest.Monkey
     registry._targets.cache_clear()
     try:
         assert "cpu" in registry.targets()
-        assert [line.split("'")[1] for line in registry.problems()] == ["broken", "odd"]
+        assert [line.split("'")[1] for line in registry.target_problems()] == ["broken", "odd"]
     finally:
         registry._targets.cache_clear()
