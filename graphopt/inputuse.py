@@ -80,6 +80,7 @@ _SLOTS: dict[tuple[str, int], str] = {
     ("Acosh", 0): "over-one",
     **{(f"Reduce{kind}", 1): "axes" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2")},
 }
+_MAX_CLASSES = 1 << 20
 _COMPARE = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Relu", "ReduceSum", "ReduceMean", "Abs", "Neg", "Sum"})
 _CONVOLVES = frozenset(
@@ -189,6 +190,9 @@ def _note(use: InputUse, node: ir.Node, slot: int, shift: int, as_bool: bool) ->
         other = _scalar(node.inputs[1 - slot])
         if other is not None and node.op_type == "Equal":
             use.compared.append(other)
+        classes = _classes(node.inputs[1 - slot]) if node.op_type == "Equal" else None
+        if classes is not None:  # a one-hot encoding written out: every value has a row of its own
+            use.bounds.append(classes - shift)
         use.boolean = use.boolean or other in (0, 1)
     if node.op_type == "Sub" and slot == 1 and _scalar(node.inputs[0]) == 1:
         use.boolean = True  # the (1 - mask) * -10000 of exported transformers
@@ -219,3 +223,13 @@ def _scalar(value: ir.Value | None) -> float | None:
     if tensor is None or tensor.size != 1 or tensor.dtype == ir.DataType.STRING:
         return None
     return float(tensor.numpy().reshape(-1)[0])
+
+
+def _classes(value: ir.Value | None) -> int | None:
+    """One more than the largest of several integer constants that an input is compared with."""
+    from graphopt import ir
+
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    if tensor is None or not 1 < tensor.size <= _MAX_CLASSES or not tensor.dtype.is_integer():
+        return None
+    return int(tensor.numpy().max()) + 1

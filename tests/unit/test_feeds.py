@@ -242,3 +242,12 @@ def test_missing_input_and_broken_files(tmp_path: Path) -> None:
 def test_bfloat16_is_made() -> None:
     feeds = make_feeds(model("g(bfloat16[N] a) => (bfloat16[N] y) { y = Identity(a) }"))
     assert feeds["a"].dtype == ml_dtypes.bfloat16
+
+
+def test_values_of_a_one_hot_encoding_written_out_reach_every_row() -> None:
+    model = from_text(
+        '<ir_version: 10, opset_import: ["" : 21]>\n'
+        "g (int32[N,64] x) => (float[N,64,5] y) <int32[5] classes = {0, 1, 2, 3, 4}, int64[1] last = {2}>"
+        "{ u = Unsqueeze(x, last)  e = Equal(u, classes)  y = Cast<to = 1>(e) }"
+    )
+    assert set(np.unique(make_feeds(model, bindings={"N": 4})["x"])) == {0, 1, 2, 3, 4}
