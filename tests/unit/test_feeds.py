@@ -245,9 +245,8 @@ def test_bfloat16_is_made() -> None:
 
 
 def test_values_of_a_one_hot_encoding_written_out_reach_every_row() -> None:
-    model = from_text(
-        '<ir_version: 10, opset_import: ["" : 21]>\n'
-        "g (int32[N,64] x) => (float[N,64,5] y) <int32[5] classes = {0, 1, 2, 3, 4}, int64[1] last = {2}>"
-        "{ u = Unsqueeze(x, last)  e = Equal(u, classes)  y = Cast<to = 1>(e) }"
+    written_out = model(
+        """g(int32[N,64] x) => (float[N,64,5] y) <int32[5] classes = {0, 1, 2, 3, 4}, int64[1] last = {2}>
+        { u = Unsqueeze(x, last) e = Equal(u, classes) y = Cast<to=1>(e) }"""
     )
-    assert set(np.unique(make_feeds(model, bindings={"N": 4})["x"])) == {0, 1, 2, 3, 4}
+    assert set(np.unique(make_feeds(written_out, bindings={"N": 4})["x"])) == {0, 1, 2, 3, 4}
