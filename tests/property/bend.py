@@ -123,6 +123,9 @@ def bend_rank(random: Generator, draft: Draft) -> None:
         draft.weights[name] = numpy_helper.from_array(np.asarray(array), name)
 
 
+_FLAGS = frozenset({"keepdims", "select_last_index", "ceil_mode", "count_include_pad", "noop_with_empty_axes"})
+
+
 def bend_attribute(random: Generator, draft: Draft) -> None:
     """Change one attribute of one node."""
     places = [
@@ -135,10 +138,13 @@ def bend_attribute(random: Generator, draft: Draft) -> None:
     if not places:
         return
     _, attribute = places[int(random.integers(len(places)))]
-    if attribute.type == AttributeProto.INT:
+    if attribute.type == AttributeProto.INT and (attribute.name in _FLAGS or attribute.name.startswith("trans")):
+        attribute.i = 1 - attribute.i
+    elif attribute.type == AttributeProto.INT:
         attribute.i = int(attribute.i + random.choice([-1, 1, 1, 2]))
     elif attribute.type == AttributeProto.FLOAT:
-        attribute.f = float(attribute.f * random.choice([0.0, 0.5, 2.0, -1.0]))
+        factors = [0.5, 2.0] if attribute.name == "epsilon" else [0.0, 0.5, 2.0, -1.0]
+        attribute.f = float(attribute.f * random.choice(factors))
     elif len(attribute.ints):
         if attribute.name == "perm" or random.random() < 0.4:
             order = random.permutation(len(attribute.ints))
@@ -253,7 +259,11 @@ def other_dim(random: Generator, draft: Draft) -> None:
             dim.dim_param = "N"
     elif dim.HasField("dim_param"):
         if choice == 0:
-            dim.ClearField("dim_param")
+            # The size must stay: a nameless dim has that of every symbol but N and M.
+            if dim.dim_param in ("N", "M"):
+                dim.dim_param = f"same{dim.dim_param}"
+            else:
+                dim.ClearField("dim_param")
         else:
             dim.dim_value = int(random.integers(1, 5))
 

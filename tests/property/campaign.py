@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,13 +92,16 @@ def target_of(pipeline: Pipeline) -> Any:
     return cpu() if any(item.stage in TARGETED for item in pipeline.passes()) else None
 
 
-def examine(seed: int, theme: str | None = None, small: bool = True) -> Record:
+def examine(
+    seed: int, theme: str | None = None, small: bool = True, ready: Callable[[], None] = lambda: None
+) -> Record:
     """Run one seed through everything.
 
     Args:
         seed: makes the graph and the choice of pairs.
         theme: the pass to aim at; the seed's choice when not given.
         small: shrink what fails.
+        ready: called when the runtime has run the untouched graph; what dies before that is no pass's fault.
     """
     proto, plan = generate(seed, theme)
     record = Record(seed, plan.theme)
@@ -106,6 +110,7 @@ def examine(seed: int, theme: str | None = None, small: bool = True) -> Record:
     except Refused as reason:
         record.refused = str(reason)
         return record
+    ready()
     for name in concerned(subject):
         outcome = subject.check(pipelines()[name], target_of(pipelines()[name]))
         record.tried.append(name)

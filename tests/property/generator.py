@@ -79,7 +79,7 @@ def generate(seed: int, theme: str | None = None) -> tuple[ModelProto, Plan]:
     else:
         draft = _soup(random, int(random.integers(3, 14)), AIMED.get(theme))
     _some(random, draft, steps, bend.SURROUND, [0.35, 0.35, 0.2, 0.1])
-    _some(random, draft, steps, bend.BEND, [0.5, 0.35, 0.1, 0.05])
+    _some(random, draft, steps, bend.BEND, [0.6, 0.3, 0.07, 0.03])
     _some(random, draft, steps, bend.SAY, [0.5, 0.3, 0.2])
     if not set(steps) <= TAME:
         bend.forget_body_shapes(draft)
@@ -107,7 +107,7 @@ def _soup(random: Generator, count: int, block: blocks.Block | None) -> Draft:
 def _aimed(random: Generator, theme: str, titles: list[str]) -> Draft:
     """One to four golden graphs in one: the first two of the pass aimed at, the others of any."""
     names = themes()
-    count = int(random.choice([1, 2, 3, 4], p=[0.25, 0.4, 0.25, 0.1]))
+    count = int(random.choice([1, 2, 3, 4], p=[0.1, 0.45, 0.3, 0.15]))
     others = [str(name) for name in random.choice([name for name in names if name in splice.seeds()], 4)]
     chosen = [_part(random, theme if index < 2 else others[index]) for index in range(count)]
     titles += [title for _, title in chosen]
@@ -117,7 +117,7 @@ def _aimed(random: Generator, theme: str, titles: list[str]) -> Draft:
 def _part(random: Generator, theme: str) -> tuple[Draft, str]:
     rows = splice.seeds()[theme]
     positive = [seed for seed in rows if seed.positive]
-    rows = tuple(positive) if positive and random.random() < 0.85 else rows
+    rows = tuple(positive) if positive and random.random() < 0.9 else rows
     seed = rows[int(random.integers(len(rows)))]
     return splice.draft_of(seed), f"{seed.rule}: {seed.title}"
 

@@ -120,7 +120,7 @@ def size_of(dim: Any, which: int) -> int:
         return int(dim.dim_value)
     if dim.dim_param.startswith("fixed"):  # a symbol that stands for one size
         return int(dim.dim_param[5:])
-    return BINDINGS[which].get(dim.dim_param, OTHER[which])
+    return BINDINGS[which].get(dim.dim_param.removeprefix("same"), OTHER[which])
 
 
 @dataclass

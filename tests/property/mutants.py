@@ -149,11 +149,33 @@ def _value(ctx: Context, nodes: list[ir.Node], constants: list[ir.Value], values
     return False
 
 
+_SIBLINGS = {
+    "Add": "Sub",
+    "Mul": "Div",
+    "Max": "Min",
+    "Sigmoid": "Tanh",
+    "Relu": "Abs",
+    "Gelu": "Relu",
+    "ReduceSum": "ReduceMean",
+}
+_SIBLINGS |= {"GlobalAveragePool": "GlobalMaxPool", "ReduceL2": "ReduceL1", "MaxPool": "AveragePool", "Softplus": "Exp"}
+
+
+def _op(ctx: Context, nodes: list[ir.Node], constants: list[ir.Value], values: list[Any], root: ir.Node) -> bool:
+    """A new node is of another op with the same operands."""
+    for node in nodes:
+        if node.domain == "" and node.op_type in _SIBLINGS:
+            node.op_type = _SIBLINGS[node.op_type]
+            return True
+    return False
+
+
 DISTURB: dict[str, Disturb] = {
     "attribute": _attribute,
     "constant": _constant,
     "operands": _operands,
     "lost operand": _lost_operand,
+    "op": _op,
     "value": _value,
 }
 
