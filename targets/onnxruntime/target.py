@@ -29,6 +29,9 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 MODEL_FILE = "model.onnx"
 
+Precision = Literal["fp32", "fp16"]
+"""In which floats a float32 model computes."""
+
 
 @dataclass(frozen=True)
 class _OrtTarget(Target):
@@ -52,7 +55,13 @@ class _OrtTarget(Target):
     def pipeline(self, level: int) -> str:
         if level not in range(4):
             raise GraphoptError(f"there is no optimization level {level}; levels are 0 to 3")
-        return f"O{level}"
+        if self._precision() == "fp32":
+            return f"O{level}"
+        # Behind the fusions: a fused op keeps inside what its parts would have to compute in float32.
+        return f"O{level},convert-float16" + (",fix(eliminate-cast,eliminate-identity,cse,dce)" if level else "")
+
+    def _precision(self) -> Precision:
+        return "fp32"
 
     def compile(self, model: ir.Model, out: Path, external_data: ExternalData = "auto") -> CompiledFiles:
         """Write `model.onnx` into `out`, its weights beside it in `model.onnx.data` when they are large or external."""
@@ -129,6 +138,7 @@ class Cuda(_OrtTarget):
         tf32: let matrix products round their inputs to 10 mantissa bits (the provider's default is on).
         options: further provider options as `key=value`.
         threads: CPU threads for the nodes that stay there.
+        precision: `fp16` computes in float16 where that is safe and the provider has kernels; inputs and outputs stay.
     """
 
     name: ClassVar[str] = "cuda"
@@ -139,6 +149,7 @@ class Cuda(_OrtTarget):
     tf32: bool = True
     options: tuple[str, ...] = ()
     threads: int = 0
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         for option in self.options:
@@ -146,6 +157,9 @@ class Cuda(_OrtTarget):
                 raise GraphoptError(f"provider option {option!r} is not key=value")
         if self.provider == "tensorrt" and not self.tf32:
             raise GraphoptError("tf32=false is an option of provider=cuda; TensorRT has none of that name")
+
+    def _precision(self) -> Precision:
+        return self.precision
 
     @property
     def kernel_device(self) -> kernels.Device:
@@ -181,6 +195,7 @@ class OnnxRuntime(_OrtTarget):
         device: `cpu` or `cuda`.
         provider: `default`, or `tensorrt` with device=cuda.
         threads: CPU threads; 0 for one per physical core.
+        precision: `fp32`, or with device=cuda `fp16`.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -189,10 +204,16 @@ class OnnxRuntime(_OrtTarget):
     device: kernels.Device = "cpu"
     provider: Literal["default", "tensorrt"] = "default"
     threads: int = 0
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.provider == "tensorrt" and self.device != "cuda":
             raise GraphoptError("provider=tensorrt needs device=cuda")
+        if self.precision == "fp16" and self.device != "cuda":
+            raise GraphoptError("precision=fp16 needs device=cuda: the CPU has few float16 kernels and would only cast")
+
+    def _precision(self) -> Precision:
+        return self.precision
 
     @property
     def kernel_device(self) -> kernels.Device:
@@ -210,7 +231,8 @@ class OnnxRuntime(_OrtTarget):
     def _target(self) -> Cpu | Cuda:
         if self.device == "cpu":
             return Cpu(threads=self.threads)
-        return Cuda(provider="tensorrt" if self.provider == "tensorrt" else "cuda", threads=self.threads)
+        provider: Literal["cuda", "tensorrt"] = "tensorrt" if self.provider == "tensorrt" else "cuda"
+        return Cuda(provider=provider, threads=self.threads, precision=self.precision)
 
 
 def _no_runtime(extra: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Rewrites that let a model compute in fewer bits (stage quantize)."""
