@@ -226,7 +226,7 @@ def main() -> int:
 
 
 def schedule(options: argparse.Namespace, tally: Tally) -> Iterator[tuple[int, str | None]]:
-    """Seeds with what they aim at: all themes in turn, then, in the last two fifths, the passes that were applied least."""
+    """Seeds with what they aim at: all themes in turn; in the last two fifths the passes that were applied least."""
     sys.path.insert(0, str(ROOT / "tests"))
     from property.generator import themes
 

@@ -11,9 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from numpy.random import Generator
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from property.draft import OPSET, Draft, Shape, made_in, rename
 from property.harness import size_of
 
@@ -113,7 +114,8 @@ def join(random: Generator, parts: list[Draft]) -> Draft:
                 names[name] = twin
         for name, tensor in part.weights.items():
             for other, there in whole.weights.items():
-                if there.dims == tensor.dims and there.data_type == tensor.data_type and random.random() < 0.3:
+                alike = there.dims == tensor.dims and there.data_type == tensor.data_type
+                if alike and random.random() < 0.3 and not (_is_huge(there) or _is_huge(tensor)):
                     names[name] = other
         for node in part.nodes:
             rename(node, names)
@@ -131,6 +133,12 @@ def join(random: Generator, parts: list[Draft]) -> Draft:
         known = {(item.domain, item.name) for item in whole.functions}
         whole.functions += [item for item in part.functions if (item.domain, item.name) not in known]
     return whole
+
+
+def _is_huge(tensor: onnx.TensorProto) -> bool:
+    """Whether it fills a mask: as a factor it would overflow."""
+    array = numpy_helper.to_array(tensor)
+    return array.dtype.kind == "f" and bool((np.abs(array) > 1e3).any())
 
 
 def _same_input(draft: Draft, info: onnx.ValueInfoProto) -> str | None:
