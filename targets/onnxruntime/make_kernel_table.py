@@ -1,9 +1,9 @@
 """Writes kernel_table.json: which ops ONNX Runtime's CPU and CUDA providers have kernels for.
 
-    python -m graphopt.targets.onnxruntime.make_kernel_table OperatorKernels.md --version V --commit HASH --source URL
+    python -m graphopt.targets.onnxruntime.make_kernel_table [--document OperatorKernels.md --source "URL, V, commit C"]
 
 The CPU part is read from the installed package's registry. No package lists CUDA kernels without a GPU, so that part
-comes from docs/OperatorKernels.md of the microsoft/onnxruntime repository. Both are stamped into the table.
+comes from docs/OperatorKernels.md of the onnxruntime repository, or stays as it is. Both are stamped into the table.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ Entry = list[Any]
 def main() -> None:
     """Parse the arguments and write the table beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("document", type=Path, help="docs/OperatorKernels.md of microsoft/onnxruntime")
-    parser.add_argument("--version", required=True, help="the document's ONNX Runtime version (VERSION_NUMBER)")
-    parser.add_argument("--commit", required=True, help="the document's commit")
-    parser.add_argument("--source", required=True, help="where the document was taken from")
+    parser.add_argument("--document", type=Path, help="docs/OperatorKernels.md; without it the CUDA part stays")
+    parser.add_argument("--source", help="where the document was taken from, its version and commit")
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args()
+    if (options.document is None) != (options.source is None):
+        parser.error("--document and --source belong together")
     version, cpu = read_registry("CPUExecutionProvider")
-    cuda = read_document(options.document.read_text(encoding="utf-8"), "CUDAExecutionProvider")
+    old = json.loads(TABLE.read_text(encoding="utf-8"))
+    source, cuda = old["sources"]["cuda"], old["cuda"]
+    if options.document is not None:
+        source = f"{options.source}, docs/OperatorKernels.md"
+        cuda = read_document(options.document.read_text(encoding="utf-8"), "CUDAExecutionProvider")
     table = {
-        "sources": {
-            "cpu": f"onnxruntime {version}, get_all_opkernel_def",
-            "cuda": f"{options.source}, docs/OperatorKernels.md, {options.version}, commit {options.commit}",
-        },
+        "sources": {"cpu": f"onnxruntime {version}, get_all_opkernel_def", "cuda": source},
         "cpu": cpu,
         "cuda": cuda,
     }
@@ -51,11 +52,15 @@ def read_registry(provider: str) -> tuple[str, dict[str, list[Entry]]]:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    first = {}
+    first, legal = {}, {}
     for schema in state.get_all_operator_schema():
         parameters = schema.inputs or schema.outputs
         if parameters:
             first[schema.domain, schema.name, schema.since_version] = parameters[0].typeStr
+            legal[schema.domain, schema.name] = (
+                parameters[0].typeStr,
+                _element_types(" ".join(parameters[0].types)),
+            )
     out: dict[str, list[Entry]] = {}
     for kernel in state.get_all_opkernel_def():
         if kernel.provider != provider:
@@ -63,6 +68,11 @@ def read_registry(provider: str) -> tuple[str, dict[str, list[Entry]]]:
         since, until = kernel.version_range
         constraints = {name: " ".join(types) for name, types in kernel.type_constraints.items()}
         types = _element_types(_data_types([_newest(first, kernel.domain, kernel.op_name, since)], constraints))
+        symbol, allowed = legal.get((kernel.domain, kernel.op_name), ("", None))
+        if types and allowed and symbol in constraints and kernel.domain == "com.microsoft":
+            types = [name for name in types if name in allowed]
+            if not types:
+                continue  # registered for a type that the op's schema refuses
         _add(out, kernel.domain, kernel.op_name, [since, None if until > 10_000 else until, types])
     return onnxruntime.__version__, _sorted(out)
 
