@@ -69,7 +69,8 @@ def read_registry(provider: str) -> tuple[str, dict[str, list[Entry]]]:
         constraints = {name: " ".join(types) for name, types in kernel.type_constraints.items()}
         types = _element_types(_data_types([_newest(first, kernel.domain, kernel.op_name, since)], constraints))
         symbol, allowed = legal.get((kernel.domain, kernel.op_name), ("", None))
-        if types and allowed and symbol in constraints and kernel.domain == "com.microsoft":
+        same = types == _element_types(constraints.get(symbol, ""))
+        if types and allowed and same and kernel.domain == "com.microsoft":
             types = [name for name in types if name in allowed]
             if not types:
                 continue  # registered for a type that the op's schema refuses
