@@ -129,6 +129,8 @@ def publish(out: Path) -> Iterator[Path]:
         scratch.chmod(0o755)
         _swap(scratch, out)
     except OSError as error:
+        if not str(error.filename or scratch).startswith((str(scratch), str(out))):
+            raise  # some other file: not ours to explain
         raise GraphoptError(f"cannot write output {out}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Difference:
     ops: dict[str, tuple[int, int]]
     made: tuple[Made, ...]
     gone: tuple[tuple[str, str], ...]
+    edited: tuple[tuple[str, str, str], ...]
     weights_changed: tuple[str, ...]
     interface: tuple[str, ...]
 
@@ -42,6 +44,7 @@ class Difference:
             "nodes": list(self.nodes),
             "ops": {op: list(counts) for op, counts in self.ops.items()},
             "made": [{"site": m.site, "op": m.op, "by": m.by, "stands_for": list(m.stands_for)} for m in self.made],
+            "edited": [{"site": site, "op": op, "what": what} for site, op, what in self.edited],
             "gone": [{"site": site, "op": op} for site, op in self.gone],
             "weights_changed": list(self.weights_changed),
             "interface": list(self.interface),
@@ -65,6 +68,7 @@ def difference(a: ir.Model, b: ir.Model) -> Difference:
         changed,
         made,
         gone,
+        tuple(_edited(first, second)),
         tuple(_weights(a, b)),
         tuple(_interface(a, b)),
     )
@@ -81,6 +85,31 @@ def _stamp(node: ir.Node) -> str:
 def _made(site: str, node: ir.Node) -> Made:
     by, _, names = _stamp(node).partition(": ")
     return Made(site, node.op_type, by, tuple(name for name in names.split(",") if name))
+
+
+def _edited(first: dict[str, ir.Node], second: dict[str, ir.Node]) -> Iterator[tuple[str, str, str]]:
+    """Nodes of one site, op and provenance whose attributes or operands differ, and in what."""
+    for site, new in second.items():
+        old = first.get(site)
+        if old is None or old.op_type != new.op_type or _stamp(old) != _stamp(new):
+            continue
+        names = sorted(name for name in {*old.attributes, *new.attributes} if _text(old, name) != _text(new, name))
+        if _operands(old) != _operands(new):
+            names.append("operands")
+        if names:
+            yield site, new.op_type, ", ".join(names)
+
+
+def _text(node: ir.Node, name: str) -> str:
+    attr = node.attributes.get(name)
+    if attr is None or attr.is_ref() or attr.type.name in ("GRAPH", "GRAPHS"):
+        return "" if attr is None else attr.type.name  # inner graphs have sites of their own
+    return tensor_digest(attr.as_tensor()) if attr.type.name == "TENSOR" else str(attr.value)
+
+
+def _operands(node: ir.Node) -> list[str]:
+    """Operand names; constants by no name, since their names say nothing."""
+    return ["" if value is None or value.is_initializer() else str(value.name) for value in node.inputs]
 
 
 def _weights(a: ir.Model, b: ir.Model) -> list[str]:

@@ -26,12 +26,14 @@ def command(a: str, b: str, limit: int, as_json: bool) -> None:
         return
     print(
         f"nodes {result.nodes[0]} -> {result.nodes[1]}; {len(result.gone)} gone, {len(result.made)} made, "
-        f"{len(result.weights_changed)} weights changed"
+        f"{len(result.edited)} edited, {len(result.weights_changed)} weights changed"
     )
     for line in result.interface:
         print(f"  {line}")
     for op, (before, after) in result.ops.items():
         print(f"  {op:28} {before:5d} -> {after:5d}")
+    for site, op, what in result.edited[:limit]:
+        print(f"  ~ {op} {site}: {what}")
     for made in result.made[:limit]:
         print(f"  + {made.op} {made.site}" + (f"  ({made.by}: {', '.join(made.stands_for)})" if made.by else ""))
     if len(result.made) > limit:

@@ -1,4 +1,4 @@
-"""What a Rewriter records, and what it needs from outside: applied rewrites, the end of a bisected run, shape inference.
+"""What a Rewriter records, and what it needs from outside: applied rewrites, the end of a run, shape inference.
 
 Not here: how a rewrite is done (rewriter.py).
 """

@@ -147,8 +147,25 @@ class _Verifier:
             raise VerificationError(
                 f"{node.op_type} {site!r} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible"
             )
+        self._bodies(node, schema, site)
         for name in node.attributes:
             if name not in schema.attributes:
                 raise VerificationError(
                     f"{node.op_type} {site!r} has an attribute {name!r} that opset {schema.since}+ does not know"
+                )
+
+    def _bodies(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
+        """Inputs and outputs of an If, Loop or Scan must fit its bodies."""
+        if node.domain != "" or node.op_type not in ("If", "Loop", "Scan"):
+            return
+        if node.op_type == "Scan" and schema.since < 9:
+            return  # has a batch and sequence lengths besides
+        own = 1 if node.op_type == "Loop" else 0  # a loop body first gives its condition
+        takes = {"If": 0, "Loop": max(2, len(node.inputs))}.get(node.op_type, len(node.inputs))
+        for name, graph in sites.subgraphs(node):
+            if len(graph.inputs) != takes:
+                raise VerificationError(f"{site}.{name} has {len(graph.inputs)} inputs, {node.op_type} gives it {takes}")
+            if len(graph.outputs) != len(node.outputs) + own:
+                raise VerificationError(
+                    f"{site}.{name} has {len(graph.outputs)} outputs, {node.op_type} needs {len(node.outputs) + own}"
                 )

@@ -41,11 +41,13 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
     data = path.with_name(f"{path.name}.data")
     temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
     try:
-        _serialize(model, temporary, temporary_data.name if apart else None, data.name)
+        moved = _serialize(model, temporary, temporary_data.name if apart else None, data)
         # Where no tensor is large enough the file is empty, or not there.
         apart = apart and temporary_data.exists() and temporary_data.stat().st_size > 0
         if apart:
             os.replace(temporary_data, data)
+            for value, tensor in moved:
+                value.const_value = tensor
         os.replace(temporary, path)
     except OSError as error:
         raise GraphoptError(f"cannot write {path}: {error.strerror or error}") from None
@@ -62,8 +64,14 @@ def _has_external(model: ir.Model) -> bool:
     return any(isinstance(v.const_value, ir.ExternalTensor) for g in model.graphs() for v in g.initializers.values())
 
 
-def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -> None:
+def _serialize(
+    model: ir.Model, path: Path, data: str | None, final_data: Path
+) -> list[tuple[ir.Value, ir.ExternalTensor]]:
+    """Write the protobuf and the data file; return the tensors that mapped the file to be replaced, moved to it."""
     from graphopt import ir
+
+    moved: list[tuple[ir.Value, ir.ExternalTensor]] = []
+    final = os.path.realpath(final_data)
 
     values = [v for graph in model.graphs() for v in graph.initializers.values()]
     tensors = [v.const_value for v in values]
@@ -79,15 +87,20 @@ def _serialize(model: ir.Model, path: Path, data: str | None, final_data: str) -
         proto = ir.to_proto(model)
     finally:
         for value, tensor in zip(values, tensors, strict=True):
+            new = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and isinstance(new, ir.ExternalTensor) and tensor.path == final:
+                where = (final, new.offset, new.length, new.dtype)
+                moved.append((value, ir.ExternalTensor(*where, shape=new.shape, name=tensor.name, base_dir="")))
             value.const_value = tensor
     if data is not None:
         for graph in _graphs(proto.graph):
             for tensor in graph.initializer:
                 for entry in tensor.external_data:
                     if entry.key == "location":
-                        entry.value = final_data
+                        entry.value = final_data.name
     with open(path, "wb") as file:
         file.write(proto.SerializeToString(deterministic=True))
+    return moved
 
 
 def _graphs(graph: object) -> list:

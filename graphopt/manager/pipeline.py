@@ -16,6 +16,8 @@ from graphopt.manager import registry
 from graphopt.manager.base import Pass
 from graphopt.spec import Scanner, Spec, _to_text, build
 
+_MAX_DEPTH = 20
+
 
 @dataclass(frozen=True)
 class Fix:
@@ -92,17 +94,19 @@ def parse(text: str) -> Pipeline:
     return Pipeline(tuple(items))
 
 
-def _sequence(scanner: Scanner) -> list[Pass | Fix]:
+def _sequence(scanner: Scanner, depth: int = 0) -> list[Pass | Fix]:
     items: list[Pass | Fix] = []
+    if depth > _MAX_DEPTH:
+        raise scanner.error(f"fix is nested deeper than {_MAX_DEPTH}")
     if scanner.peek() in ("", ")"):
         return items
     while True:
-        items.extend(_item(scanner))
+        items.extend(_item(scanner, depth))
         if not scanner.take(","):
             return items
 
 
-def _item(scanner: Scanner) -> list[Pass | Fix]:
+def _item(scanner: Scanner, depth: int) -> list[Pass | Fix]:
     from graphopt.manager import levels
 
     scanner.take("-")  # `-O2` as on the command line
@@ -112,7 +116,7 @@ def _item(scanner: Scanner) -> list[Pass | Fix]:
             return list(levels.expand(spec).items)
         return [registry.make(spec)]
     scanner.expect("(", "after fix")
-    inner = _sequence(scanner)
+    inner = _sequence(scanner, depth + 1)
     scanner.expect(")", "to close fix")
     if not inner:
         raise scanner.error("fix needs at least one pass")
