@@ -162,10 +162,10 @@ class _Verifier:
             return  # has a batch and sequence lengths besides
         own = 1 if node.op_type == "Loop" else 0  # a loop body first gives its condition
         takes = {"If": 0, "Loop": max(2, len(node.inputs))}.get(node.op_type, len(node.inputs))
+        gives = len(node.outputs) + own
         for name, graph in sites.subgraphs(node):
+            body = f"{site}.{name}"
             if len(graph.inputs) != takes:
-                raise VerificationError(f"{site}.{name} has {len(graph.inputs)} inputs, {node.op_type} gives it {takes}")
-            if len(graph.outputs) != len(node.outputs) + own:
-                raise VerificationError(
-                    f"{site}.{name} has {len(graph.outputs)} outputs, {node.op_type} needs {len(node.outputs) + own}"
-                )
+                raise VerificationError(f"{body} has {len(graph.inputs)} inputs, {node.op_type} gives it {takes}")
+            if len(graph.outputs) != gives:
+                raise VerificationError(f"{body} has {len(graph.outputs)} outputs, {node.op_type} needs {gives}")

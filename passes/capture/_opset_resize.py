@@ -20,8 +20,8 @@ def upsample(edit: Edit) -> None:
     source = edit.node.inputs[1] if edit.have >= 9 else None
     if not edit.crosses(9) and not edit.crosses(10):
         return
-    known = given if given is not None else const_array(source)
-    nearest = _rounding(edit, None if known is None else [float(scale) for scale in known], "floor")
+    known = list(given) if given is not None else _factors(source)
+    nearest = _rounding(edit, known, "floor")
 
     def apply() -> None:
         edit.drop("scales")
@@ -42,9 +42,20 @@ def resize(edit: Edit) -> None:
     if not edit.crosses(11):
         return
     scales = edit.node.inputs[1]
-    known = const_array(scales)
-    nearest = _rounding(edit, None if known is None else [float(scale) for scale in known], None)
+    nearest = _rounding(edit, _factors(scales), None)
     edit.later(lambda: _as_new(edit, scales, nearest))
+
+
+def _factors(scales: ir.Value | None) -> list[float] | None:
+    """The scales when they are constant.
+
+    Raises:
+        NoMatch: they are no vector.
+    """
+    array = const_array(scales)
+    if array is not None and array.ndim != 1:
+        raise NoMatch(f"its scales have rank {array.ndim}, not 1")
+    return None if array is None else [float(scale) for scale in array]
 
 
 def _rounding(edit: Edit, scales: list[float] | None, unknown: str | None) -> str:

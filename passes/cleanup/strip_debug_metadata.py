@@ -34,4 +34,5 @@ class StripDebugMetadata(Pass):
                 ctx.rewriter.drop_metadata(node, found)
                 stripped += 1
         if stripped:
-            ctx.note(f"dropped debugging notes of the exporter from {stripped} nodes; --disable-pass {self.name} keeps them")
+            kept = f"--disable-pass {self.name} keeps them"
+            ctx.note(f"dropped debugging notes of the exporter from {stripped} nodes; {kept}")

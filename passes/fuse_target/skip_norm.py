@@ -164,6 +164,7 @@ def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tupl
     name = _NAMES[norm.centred]
     m.supports(name, MS, like=first)
     m.not_quantized((first, skip))
+    m.require(norm.epsilon >= 0, "epsilon is negative, which the kernel refuses")
     rank, width = m.rank(norm.source), m.dims(norm.source)[-1]
     m.require(rank in (2, 3), f"the sum has rank {rank}")
     first, skip = _ordered(m, first, skip, norm)
