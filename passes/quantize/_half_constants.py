@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
     from graphopt import ir
 
+LARGEST = 65504.0
+"""The largest finite float16."""
+
+SMALLEST = 2.0**-14
+"""The smallest normal float16."""
+
 _PIECE = 1 << 20  # elements
 _LAZY = 4 << 20  # elements
 

@@ -19,7 +19,7 @@ from graphopt.ir.optable import QUANTIZED_OPS
 from graphopt.ir.sites import subgraphs
 from graphopt.ir.typetable import operands
 from graphopt.passes.quantize import _half_rules as rules
-from graphopt.passes.quantize._half_constants import largest_magnitude
+from graphopt.passes.quantize._half_constants import LARGEST, SMALLEST, largest_magnitude
 from graphopt.passes.quantize._half_masks import is_angle, only_masks_softmax
 
 if TYPE_CHECKING:
@@ -39,14 +39,12 @@ class Limits:
     Attributes:
         dtype: `FLOAT16`.
         largest: magnitudes above it stay in float32.
-        smallest: constants with no magnitude from here on stay in float32 (the smallest normal number).
         keep: op types and sites to leave alone.
         observed: [min, max] of values by name, as seen on data.
     """
 
     dtype: str
     largest: float
-    smallest: float
     keep: frozenset[str] = frozenset()
     observed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -237,7 +235,7 @@ class _Planner:
         largest = self._magnitude(value)
         if largest > self.limits.largest:
             return f"its constant {value.name!r} reaches {largest:.4g}"
-        if 0 < largest < self.limits.smallest and slot not in rules.ADDED_SLOTS.get(node.op_type, ()):
+        if 0 < largest < SMALLEST and slot not in rules.ADDED_SLOTS.get(node.op_type, ()):
             return f"its constant {value.name!r} vanishes: at most {largest:.4g}"
         return None
 
@@ -263,7 +261,7 @@ class _Planner:
             if (value in self.large or size > self.limits.largest) and not divides:
                 reason = self.large.get(value, f"behind the constant {value.name!r} it may reach {size:.4g}")
                 self.large.update({out: reason for out in floats if not self._within(out)})
-            starts = constant and 0 < size < self.limits.smallest and node.op_type in ("Add", "Max", "Clip", "Where")
+            starts = constant and 0 < size < SMALLEST and node.op_type in ("Add", "Max", "Clip", "Where")
             if starts or (value in self.tiny and node.op_type in rules.KEEPS_TINY):
                 reason = self.tiny.get(value, f"behind the constant {value.name!r} it may be as small as {size:.4g}")
                 self.tiny.update(dict.fromkeys(floats, reason))
@@ -283,7 +281,7 @@ class _Planner:
             if value is None or not is_float(value) or const_tensor(value) is None:
                 continue
             bounds = node.op_type == "Clip" and node.domain == "" and slot > 0
-            if self._magnitude(value) > self.limits.largest and (bounds or only_masks_softmax(node, slot)):
+            if self._magnitude(value) > LARGEST and (bounds or only_masks_softmax(node, slot)):
                 self.plan.saturated[(node, slot)] = None
 
 

@@ -18,7 +18,7 @@ from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.ir.typetable import operands
 from graphopt.manager.base import Pass
-from graphopt.passes.quantize._half_constants import narrowed
+from graphopt.passes.quantize._half_constants import LARGEST, narrowed
 from graphopt.passes.quantize._half_plan import ALONE, READERS, Limits, Plan, is_float, make_plan, slots
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
     _Made = tuple[dict[tuple[ir.Value, ir.Graph], ir.Value], dict[tuple[ir.Value, float | None], ir.Value]]
-
-_LARGEST = 65504.0
-_SMALLEST_NORMAL = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,9 @@ class ConvertFloat16(Pass):
     Inputs and outputs of the model, of subgraphs and bodies of functions stay as they are; so do quantized groups, ops
     that overflow by nature, ops that schema or target do not offer in float16, and ops whose constants overflow or
     vanish. Without `ranges` only constants are guarded against overflow, not activations.
+
+    A mask like -3.4e38 that is only ever added before a Softmax is cut at -32752, which gives the weight 0 as well; a
+    row that is masked altogether keeps finite weights, but they may be others.
     """
 
     name: ClassVar[str] = "convert-float16"
@@ -51,17 +51,17 @@ class ConvertFloat16(Pass):
     level: ClassVar[int | None] = None
     tolerance = "lossy"
     keep: tuple[str, ...] = ()
-    max: float = _LARGEST
+    max: float = LARGEST
     ranges: str | None = None
 
     def check(self) -> None:
-        if not 0 < self.max <= _LARGEST:
-            raise GraphoptError(f"pass {self.name!r}: max={self.max:g} is not above 0 and at most {_LARGEST:g}")
+        if not 0 < self.max <= LARGEST:
+            raise GraphoptError(f"pass {self.name!r}: max={self.max:g} is not above 0 and at most {LARGEST:g}")
 
     def run(self, model: ir.Model, ctx: Context) -> None:
         observed = {} if self.ranges is None else _read_ranges(self.name, Path(self.ranges), model)
         self._check_keep(model, ctx)
-        limits = Limits("FLOAT16", self.max, _SMALLEST_NORMAL, frozenset(self.keep), observed)
+        limits = Limits("FLOAT16", self.max, frozenset(self.keep), observed)
         plan = make_plan(model, ctx, limits)
         before = model_bytes(model)
         work = _Conversion(ctx, limits, plan)
@@ -148,7 +148,7 @@ class _Conversion:
         # Cut first: what comes from these nodes is about to be cast.
         for node, slot in self.plan.saturated:
             if node not in self.plan.nodes and node.op_type != "Clip":
-                self._attempt(node, slot, f"its constant is cut at {self._limit(node):g}, which masks as well")
+                self._attempt(node, slot, f"its constant is cut at {_cut_at(node):g}, which masks as well")
         for node in self.plan.nodes:
             if node.graph is not None and any(out.uses() or out.is_graph_output() for out in node.outputs):
                 counts = node.op_type not in READERS
@@ -175,17 +175,13 @@ class _Conversion:
         self.ctx.remarks.applied(self.ctx.pass_name, site, op_type, reason)
         return True
 
-    def _limit(self, node: ir.Node) -> float:
-        """Where a constant is cut: two masks in a row must not overflow together."""
-        return self.limits.largest if node.op_type == "Clip" else self.limits.largest / 2
-
     def _cut(self, op: Builder, node: ir.Node, slot: int) -> list[ir.Value | None]:
         from graphopt import ir
 
         tensor = const_tensor(node.inputs[slot])
         assert tensor is not None
         inputs = list(node.inputs)
-        inputs[slot] = op.const(narrowed(tensor, ir.DataType.FLOAT, self._limit(node)), f"{node.name}_mask")
+        inputs[slot] = op.const(narrowed(tensor, ir.DataType.FLOAT, _cut_at(node)), f"{node.name}_mask")
         return _results(op.clone(node, inputs))
 
     def _narrow(self, op: Builder, node: ir.Node, made: _Made) -> list[ir.Value | None]:
@@ -196,7 +192,7 @@ class _Conversion:
             return [self._half(op, node, source, None, made)]
         inputs = list(node.inputs)
         for slot in slots(node, self.limits, self.ctx.rewriter.opset(node.domain, node)):
-            limit = self._limit(node) if (node, slot) in self.plan.saturated else None
+            limit = _cut_at(node) if (node, slot) in self.plan.saturated else None
             inputs[slot] = self._half(op, node, inputs[slot], limit, made)
         given = {}
         if node.op_type == "ConstantOfShape" and node.domain == "":
@@ -261,6 +257,11 @@ class _Conversion:
             op.constants += maker.constants
         made[1][key] = new
         return new
+
+
+def _cut_at(node: ir.Node) -> float:
+    """Where a constant is cut: a bound at the end of the range, a mask so that two in a row do not overflow."""
+    return LARGEST if node.op_type == "Clip" else LARGEST / 2
 
 
 def _results(made: ir.Value | tuple[ir.Value, ...]) -> list[ir.Value | None]:
