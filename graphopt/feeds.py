@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from graphopt import ir
+    from graphopt.target import Runner
 
-__all__ = ["check_feeds", "default_bindings", "find_bindings", "load_feeds", "make_feeds", "variant_count"]
+__all__ = ["bindings_of", "check_feeds", "default_bindings", "find_bindings", "load_feeds", "make_feeds", "variant_count"]
 
 _WORDS = ("graph", "pass", "fuse", "Conv", "", "naïve", "0", "model 7")
 
@@ -277,3 +278,18 @@ def _total_keys(node: ir.Node, sizes: Mapping[str, int]) -> int:
     current = size_of(query.shape[1], sizes) if query is not None and query.shape is not None else None
     before = size_of(past.shape[2], sizes) if past is not None and past.shape is not None else 0
     return max(1, (current or 1) + (before or 0))
+
+
+def bindings_of(model: ir.Model, runner: Runner, seed: int = 0) -> tuple[list[dict[str, int]], list[str]]:
+    """`find_bindings` asking a runner of the model; also what the runtime said of the assignments that it refused."""
+    refused: list[str] = []
+
+    def accepts(binding: dict[str, int]) -> bool:
+        try:
+            runner.run(make_feeds(model, seed, binding))
+        except GraphoptError as error:
+            refused.append(str(error))
+            return False
+        return True
+
+    return find_bindings(model, accepts), refused

@@ -297,19 +297,9 @@ def _trains(node: ir.Node) -> bool:
 
 
 def _made_cases(model: ir.Model, runner: Runner, seed: int, notes: list[str]) -> list[Case]:
-    from graphopt.feeds import find_bindings, make_feeds, variant_count
+    from graphopt.feeds import bindings_of, make_feeds, variant_count
 
-    refused: list[str] = []
-
-    def accepts(binding: dict[str, int]) -> bool:
-        try:
-            runner.run(make_feeds(model, seed, binding))
-        except GraphoptError as error:
-            refused.append(str(error))
-            return False
-        return True
-
-    bindings = find_bindings(model, accepts)
+    bindings, refused = bindings_of(model, runner, seed)
     if not bindings:
         notes.append(f"the reference does not run on made feeds: {refused[0]}; give --data")
     if len(bindings) == 1 and bindings[0]:

@@ -65,21 +65,11 @@ def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0)
         GraphoptError: the data does not fit the inputs, or the model accepts no made feeds.
     """
     from graphopt.feedfiles import load_feeds
-    from graphopt.feeds import find_bindings, make_feeds
+    from graphopt.feeds import bindings_of, make_feeds
 
     if data is not None:
         return load_feeds(data, runner.inputs)
-    refused: list[str] = []
-
-    def accepts(binding: dict[str, int]) -> bool:
-        try:
-            runner.run(make_feeds(model, seed, binding))
-        except GraphoptError as error:
-            refused.append(str(error))
-            return False
-        return True
-
-    bindings = find_bindings(model, accepts)
+    bindings, refused = bindings_of(model, runner, seed)
     if not bindings:
         raise GraphoptError(f"no inputs could be made that the model accepts ({refused[0]}); give --data")
     return make_feeds(model, seed, bindings[0])
