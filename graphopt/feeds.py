@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.target import Runner
 
-__all__ = ["bindings_of", "check_feeds", "default_bindings", "find_bindings", "load_feeds", "make_feeds", "variant_count"]
+__all__ = [
+    "bindings_of",
+    "check_feeds",
+    "default_bindings",
+    "find_bindings",
+    "load_feeds",
+    "make_feeds",
+    "variant_count",
+]
 
 _WORDS = ("graph", "pass", "fuse", "Conv", "", "naïve", "0", "model 7")
 
