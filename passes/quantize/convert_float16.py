@@ -64,11 +64,13 @@ class ConvertFloat16(Pass):
         limits = Limits("FLOAT16", self.max, frozenset(self.keep), observed)
         plan = make_plan(model, ctx, limits)
         before = model_bytes(model)
+        cut = [node.inputs[slot] for node, slot in plan.saturated if node.op_type != "Clip"]
+        masks = {value.name: None for value in cut if value is not None}
         work = _Conversion(ctx, limits, plan)
         try:
             work.go()
         finally:
-            self._report(ctx, plan, work.done, before - model_bytes(model))
+            self._report(ctx, plan, work.done, before - model_bytes(model), list(masks))
 
     def _check_keep(self, model: ir.Model, ctx: Context) -> None:
         known = {ctx.rewriter.site(node) for node in sites.all_nodes(model)} if self.keep else set()
@@ -77,7 +79,7 @@ class ConvertFloat16(Pass):
                 near = did_you_mean(text, known | optable.op_names())
                 raise GraphoptError(f"pass {self.name!r}: keep={text} is neither an op nor a node of the model{near}")
 
-    def _report(self, ctx: Context, plan: Plan, done: int, saved: int) -> None:
+    def _report(self, ctx: Context, plan: Plan, done: int, saved: int, masks: list[str | None]) -> None:
         reasons: Counter[str] = Counter()
         for node, why in plan.kept.items():
             if node.graph is None or (node.op_type in READERS and node.domain == ""):
@@ -93,6 +95,9 @@ class ConvertFloat16(Pass):
         ctx.note(f"{done} nodes run in float16, {kept} stay in float32; {saved} bytes of weights saved")
         if left:
             ctx.note(f"left in float32: {left}{more}")
+        if masks:
+            names = ", ".join(f"{name!r}" for name in masks[:6])
+            ctx.note(f"cut at {LARGEST / 2:g}, as it only masks a Softmax: {names}{' ...' if len(masks) > 6 else ''}")
         if self.ranges is None:
             ctx.note("only constants were checked for overflow; ranges=FILE guards activations as observed on data")
 
