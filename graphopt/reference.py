@@ -183,7 +183,11 @@ class Reference:
             reason = "every output depends on a random op"
             return NumericsReport("not-checked", tolerance, reason, (), labels, tuple(notes))
         if not judged:
-            reason = "lossy passes are measured, not judged"
+            largest = max(errors, key=lambda error: error.max_rel)
+            reason = (
+                "lossy passes are measured, not judged: the largest difference is "
+                f"{largest.max_rel:.2g} of the largest value of {largest.name!r}"
+            )
             return NumericsReport("not-checked", tolerance, reason, errors, labels, tuple(notes))
         failed = [error for error in errors if not error.within]
         blind = sorted(name for name in worst if name not in told) if tolerance == "reassociates" else []
