@@ -233,7 +233,7 @@ def schedule(options: argparse.Namespace, tally: Tally) -> Iterator[tuple[int, s
     for number in range(options.graphs):
         theme = None
         if number >= options.graphs * 3 // 5:
-            theme = min(themes(), key=lambda name: (tally.applied[name] + tally.scheduled[name], name))
+            theme = min(themes(), key=lambda name: (tally.applied[name] + tally.scheduled[name] / 5, name))
             tally.scheduled[theme] += 1
         yield options.seed + number, theme
 

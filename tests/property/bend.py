@@ -123,6 +123,8 @@ def bend_rank(random: Generator, draft: Draft) -> None:
         draft.weights[name] = numpy_helper.from_array(np.asarray(array), name)
 
 
+_KEPT = frozenset({"to", "saturate", "num_outputs"})
+"""Attributes that stay: types decide what the graph is, and the runtime aborts where a Split miscounts its outputs."""
 _FLAGS = frozenset({"keepdims", "select_last_index", "ceil_mode", "count_include_pad", "noop_with_empty_axes"})
 
 
@@ -134,7 +136,7 @@ def bend_attribute(random: Generator, draft: Draft) -> None:
         for a in node.attribute
         if a.type in (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT)
     ]
-    places = [(node, a) for node, a in places if a.name not in ("to", "saturate")]
+    places = [(node, a) for node, a in places if a.name not in _KEPT]
     if not places:
         return
     _, attribute = places[int(random.integers(len(places)))]

@@ -83,6 +83,10 @@ def _parsed(seed: Seed) -> Draft:
         if item.type.HasField("tensor_type"):
             draft.types[item.name] = item.type.tensor_type.elem_type
             draft.shapes.update(_pairs(item))
+    for node in draft.nodes:
+        if node.op_type == "Loop":  # what it stacks may be empty, whatever is declared
+            for name in node.output:
+                draft.shapes.pop(name, None)
     return draft
 
 
