@@ -46,7 +46,6 @@ SHAPES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "silero-vad-ifless": {"input": (1, 576), "state": (2, 1, 128)},
     "silero-vad-16k-sequence": {"input": (100, 576)},
     "minilm-l6-export": {"input_ids": (1, 128), "attention_mask": (1, 128)},
-    "bert-tiny-export": {"input_ids": (1, 128), "attention_mask": (1, 128)},
     "llama-tiny": {"input_ids": (1, 128), "attention_mask": (1, 128)},
     "llama-tiny-kv": {
         "input_ids": (1, 1),

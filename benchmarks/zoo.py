@@ -24,6 +24,8 @@ OCR_AND_CNN = (
     "convnext-t-export",
 )
 TRANSFORMERS = ("minilm-l6-export", "minilm-l6-export-static", "vit-b16-export", "llama-tiny", "llama-tiny-kv")
+# Toys of this project. In vit-tiny-export (0.2 MB) the kept layer names, which peers drop, make the file 1.07x theirs.
+FOR_TESTS = ("bert-tiny-export", "vit-tiny-export")
 MINILM = ("minilm-l6-export", "minilm-l6-export-static")
 VIT = "vit-b16-export"
 
@@ -34,8 +36,9 @@ def is_light(name: str) -> bool:
 
 
 def onnx_models() -> list[str]:
-    """Every model of the zoo that is an ONNX file, fetched or built."""
-    return [info.name for info in models.list_models() if info.kind == "built" or info.member.endswith(".onnx")]
+    """Every model of the zoo that is an ONNX file, fetched or built, but for those made only for fast tests."""
+    found = [info for info in models.list_models() if info.kind == "built" or info.member.endswith(".onnx")]
+    return [info.name for info in found if info.name not in FOR_TESTS]
 
 
 def ops(path: Path) -> Counter[str]:
