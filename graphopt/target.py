@@ -100,6 +100,10 @@ class Target(ABC):
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
         """None when the target has a kernel for this op (and element type, e.g. 'FLOAT16'); else why it has none."""
 
+    def quirks(self) -> frozenset[str]:
+        """Measured peculiarities that a pass may go around, by name; each is explained where it is declared."""
+        return frozenset()
+
     @abstractmethod
     def pipeline(self, level: int) -> str:
         """The pipeline text of this target at an optimization level 0..3."""

@@ -1,4 +1,4 @@
-"""What a pass is handed: the rewriter, the analyses, the target's capabilities, an evaluator, and a place for remarks."""
+"""What a pass is handed: the rewriter, the analyses, the target's capabilities, an evaluator, a place for remarks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Capabilities(Protocol):
     """What passes may ask of a target (graphopt.target.Target offers it)."""
 
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None: ...
+
+    def quirks(self) -> frozenset[str]: ...
 
 
 Evaluator = Callable[["ir.Model", Mapping[str, "np.ndarray"]], "dict[str, np.ndarray]"]
@@ -98,6 +100,10 @@ class Context:
                 None if domain == "" else f"no target is set, so only standard ops are emitted, not {domain}::{op_type}"
             )
         return self.target.supports(domain, op_type, version, dtype)
+
+    def has_quirk(self, name: str) -> bool:
+        """Whether the target is known for a measured peculiarity, e.g. "slow-skip-layer-norm"; without a target, no."""
+        return self.target is not None and name in self.target.quirks()
 
     def note(self, reason: str, node: ir.Node | None = None) -> None:
         """A remark about the run as a whole, or about one node."""

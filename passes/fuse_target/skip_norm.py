@@ -95,7 +95,7 @@ class KeepResidualSum(NodePass):
         add = source.producer() if source is not None else None
         if source is None or add is None or add.domain != "" or add.op_type != "Add" or add.graph is not node.graph:
             raise Uninteresting("no sum in front")
-        m.require(getattr(m.ctx.target, "kernel_device", "") == "cpu", "only ONNX Runtime's CPU kernels gain from it")
+        m.require(m.ctx.has_quirk("slow-skip-layer-norm"), "the target fuses the sum without loss, or not at all")
         m.sole_use(source)
         m.require(m.rank(source) == 3 and m.is_float(source), "the runtime fuses only sums of rank 3")
         m.not_quantized((*add.inputs, source))

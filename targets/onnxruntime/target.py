@@ -49,6 +49,11 @@ class _OrtTarget(Target):
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
         return kernels.why_not(self.kernel_device, domain, op_type, version, dtype)
 
+    def quirks(self) -> frozenset[str]:
+        # At load the CPU provider turns Add + LayerNormalization into SkipLayerNormalization, whose kernel takes about
+        # four times as long (docs/dev/facts.md).
+        return frozenset({"slow-skip-layer-norm"}) if self.kernel_device == "cpu" else frozenset()
+
     def is_reference(self) -> bool:
         return self.kernel_device == "cpu"
 

@@ -29,6 +29,9 @@ class Lacks:
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
         return f"no kernel for {op_type}" if op_type in self.ops or domain else None
 
+    def quirks(self) -> frozenset[str]:
+        return frozenset()
+
 
 def _model(body: str) -> Any:
     model = from_text(f"{HEAD} {body}" if not body.startswith("<") else body)
