@@ -17,9 +17,11 @@ class StopRewriting(Exception):
 
 
 class ShapeHook(Protocol):
-    """What the Rewriter needs from shape analysis: types and shapes for one new node, in place."""
+    """What the Rewriter needs from shape analysis: types and shapes for one new node, in place; what was inferred."""
 
     def infer_node(self, node: ir.Node) -> None: ...
+
+    def dims(self, value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...] | None: ...
 
 
 @dataclass(frozen=True)

@@ -301,8 +301,16 @@ class Rewriter:
                 continue
             if old.dtype is not None and value.dtype is not None and old.dtype != value.dtype:
                 raise NoMatch(f"would change the type of {old.name!r} from {old.dtype} to {value.dtype}")
-            if old.shape is not None and value.shape is not None and _contradict(old.shape, value.shape):
-                raise NoMatch(f"would change the shape of {old.name!r} from {old.shape} to {value.shape}")
+            was, now = self._dims(old), self._dims(value)
+            if was is not None and now is not None and _contradict(was, now):
+                raise NoMatch(f"would change the shape of {old.name!r} from {_listed(was)} to {_listed(now)}")
+
+    def _dims(self, value: ir.Value) -> Sequence[int | ir.SymbolicDim] | None:
+        """The dims as inferred: of an interface that declares no rank, analyses know more."""
+        inferred = self.shapes.dims(value) if self.shapes is not None else None
+        if inferred is not None or value.shape is None:
+            return inferred
+        return tuple(value.shape)
 
     def _forward(self, old: ir.Value, new: ir.Value, *, fresh: bool) -> None:
         """Move uses, output slots, name, type and shape from `old` to `new`."""
@@ -424,7 +432,11 @@ class Rewriter:
                 graph.initializers.pop(value.name, None)
 
 
-def _contradict(old: ir.Shape, new: ir.Shape) -> bool:
+def _listed(dims: Sequence[int | ir.SymbolicDim]) -> str:
+    return f"[{','.join(map(str, dims))}]"
+
+
+def _contradict(old: Sequence[int | ir.SymbolicDim], new: Sequence[int | ir.SymbolicDim]) -> bool:
     if len(old) != len(new):
         return True
     return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(old, new, strict=True))
