@@ -41,7 +41,7 @@ def _work(pipe: Connection, job: str) -> None:
         from property.mutants import as_dict as mutant_dict
         from property.mutants import hunt
 
-        run = lambda name: mutant_dict(hunt(name))  # noqa: E731
+        run = lambda item: mutant_dict(hunt(*item))  # noqa: E731
     while True:
         try:
             item = pipe.recv()
@@ -244,11 +244,13 @@ def hunt_mutants(jobs: int, tally: Tally) -> dict[str, dict[str, Any]]:
     from property.campaign import pipelines
 
     found: dict[str, dict[str, Any]] = {}
-    for name, result, error in spread(sorted(pipelines()), "mutants", jobs):
-        if result is None:
-            tally.problems["(mutants)", name].append((0, {"detail": error, "plan": name, "text": ""}))
-        else:
-            found[name] = result
+    for attempt in range(3):  # a graph that the runtime dies of ends a hunt; others may not
+        left = [(name, attempt) for name in sorted(pipelines()) if name not in found]
+        for (name, _), result, error in spread(left, "mutants", jobs):
+            if result is not None:
+                found[name] = result
+            elif attempt == 2:
+                tally.problems["(mutants)", name].append((0, {"detail": error, "plan": name, "text": ""}))
     return found
 
 

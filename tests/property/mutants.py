@@ -323,12 +323,12 @@ def aimed(rule: str, count: int = GRAPHS, seed: int = 0) -> Iterator[Subject]:
             yield subject
 
 
-def hunt(rule: str, count: int = GRAPHS) -> Hunt:
+def hunt(rule: str, seed: int = 0, count: int = GRAPHS) -> Hunt:
     """Try every mutant of a rule on graphs aimed at it."""
     pipeline = pipelines()[rule]
     target = target_of(pipeline)
     result = Hunt(rule)
-    subjects = list(aimed(rule, count))
+    subjects = list(aimed(rule, count, seed))
     seen: set[str] = set()
     with watched(seen):
         for subject in subjects:

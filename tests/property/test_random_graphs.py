@@ -77,7 +77,7 @@ def test_blocks_make_graphs_that_run(block: blocks.Block) -> None:
     assert ran >= 3
 
 
-@pytest.mark.parametrize("rule", ["fuse-conv-bn", "merge-transposes", "fuse-gelu", "cse"])
+@pytest.mark.parametrize("rule", ["fuse-conv-bn", "merge-slices", "fuse-gelu", "cse"])
 def test_the_checks_notice_a_wrong_rule(rule: str) -> None:
     pipeline = pipelines()[rule]
     verdicts = [
