@@ -5,7 +5,6 @@ A message says what was asked, what is there and what to do; the CLI prints it a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -50,6 +49,8 @@ class MissingDependency(GraphoptError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean X?' for the nearest known word, or the known words when none is near."""
+    import difflib
+
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:

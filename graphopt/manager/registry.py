@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 import pkgutil
 import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.manager.base import Pass, is_concrete
+from graphopt.manager.plugins import entry_points
 from graphopt.spec import Spec, build
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _loaded: dict[str, type[Pass]] = {}
 
@@ -55,7 +57,7 @@ def _builtin() -> dict[str, type[Pass]]:
 def _plugins() -> tuple[dict[str, type[Pass]], tuple[str, ...]]:
     table: dict[str, type[Pass]] = {}
     problems = []
-    for entry in importlib.metadata.entry_points(group="graphopt.passes"):
+    for entry in entry_points("graphopt.passes"):
         try:
             cls = entry.load()
         except Exception as error:  # another package's import may fail in any way; it must not take ours down
@@ -78,7 +80,7 @@ def target_problems() -> tuple[str, ...]:
     return _targets()[1]
 
 
-def _does_not_load(entry: importlib.metadata.EntryPoint, error: Exception) -> str:
+def _does_not_load(entry: EntryPoint, error: Exception) -> str:
     return f"plug-in {entry.name!r} ({entry.value}) does not load: {type(error).__name__}: {error}"
 
 
@@ -121,6 +123,8 @@ def load_file(path: str | Path) -> list[type[Pass]]:
         raise GraphoptError(f"--load {path}: there is no such file")
     # By its whole path: two files of one name are two modules.
     module_name = f"graphopt_loaded_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    import importlib.util
+
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
         raise GraphoptError(f"--load {path}: not a Python file")
@@ -157,7 +161,7 @@ def _targets() -> tuple[dict[str, Any], tuple[str, ...]]:
             ):
                 table[cls.name] = cls
     problems = []
-    for entry in importlib.metadata.entry_points(group="graphopt.targets"):
+    for entry in entry_points("graphopt.targets"):
         try:
             cls = entry.load()
         except Exception as error:  # as for passes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,7 +230,7 @@ def test_a_broken_target_plugin_is_reported_not_fatal(monkeypatch: pytest.Monkey
             return self.found
 
     entries = [Entry("broken", ImportError("no such module")), Entry("odd", dict)]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries if "targets" in group else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if "targets" in group else [])
     registry._targets.cache_clear()
     try:
         assert "cpu" in registry.targets()
