@@ -238,6 +238,8 @@ def fed_constant(random: Generator, draft: Draft) -> None:
 
 def other_dim(random: Generator, draft: Draft) -> None:
     """A dim of an input is another: a number, a symbol, nameless, or its rank is unknown."""
+    if any(node.domain == "com.microsoft" for node in draft.nodes):
+        return  # those kernels do not check that sizes fit
     names = [
         name for name, info in draft.inputs.items() if name not in draft.weights and info.type.HasField("tensor_type")
     ]

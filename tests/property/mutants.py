@@ -156,9 +156,14 @@ _SIBLINGS = {
     "Sigmoid": "Tanh",
     "Relu": "Abs",
     "Gelu": "Relu",
+    "ReduceSumSquare": "ReduceSum",
     "ReduceSum": "ReduceMean",
+    "ReduceL2": "ReduceL1",
+    "GlobalAveragePool": "GlobalMaxPool",
+    "MaxPool": "AveragePool",
+    "Softplus": "Exp",
 }
-_SIBLINGS |= {"GlobalAveragePool": "GlobalMaxPool", "ReduceL2": "ReduceL1", "MaxPool": "AveragePool", "Softplus": "Exp"}
+"""Ops that take the same operands and give something else."""
 
 
 def _op(ctx: Context, nodes: list[ir.Node], constants: list[ir.Value], values: list[Any], root: ir.Node) -> bool:
@@ -180,9 +185,13 @@ DISTURB: dict[str, Disturb] = {
 }
 
 
-def plant(ctx: Context, disturb: Disturb) -> Callable[[], int]:
-    """Let a disturbance act on everything that a pass hands to this context's rewriter; returns how often it did."""
-    rewriter, acted = ctx.rewriter, [0]
+def plant(ctx: Context, disturb: Disturb) -> Callable[[], tuple[int, int]]:
+    """Let a disturbance act on everything that a pass hands to this context's rewriter.
+
+    Returns:
+        A function that says how often it acted, and how often the rewriter then refused the rewrite.
+    """
+    rewriter, acted, stopped = ctx.rewriter, [0], [0]
     drop_metadata = rewriter.drop_metadata
     replace, merge, erase, insert, splice = (
         rewriter.replace,
@@ -202,8 +211,13 @@ def plant(ctx: Context, disturb: Disturb) -> Callable[[], int]:
 
     def wrong_replace(root: ir.Node, values: Any, builder: Any = None, replaced: Any = ()) -> None:
         new = list(values) if isinstance(values, (list, tuple)) else [values]
+        before = acted[0]
         act(builder.nodes if builder else [], builder.constants if builder else [], new, root)
-        replace(root, new, builder, replaced)
+        try:
+            replace(root, new, builder, replaced)
+        except NoMatch:
+            stopped[0] += acted[0] - before
+            raise
 
     def wrong_merge(old: ir.Value, new: ir.Value, at: ir.Node) -> None:
         if disturb is _value:
@@ -245,7 +259,7 @@ def plant(ctx: Context, disturb: Disturb) -> Callable[[], int]:
         ("erase", wrong_erase),
     ):
         setattr(rewriter, name, wrong)
-    return lambda: acted[0]
+    return lambda: (acted[0], stopped[0])
 
 
 # -- guards ------------------------------------------------------------------------------------------------------------
@@ -370,10 +384,19 @@ def _try(result: Hunt, mutant: Mutant, subjects: list[Subject], check: Callable[
 
 
 def _disturbed(subject: Subject, pipeline: Any, target: Any, disturb: Disturb) -> bool | None:
-    """True when caught, False when it acted and was not, None when it did not act."""
-    counters: list[Callable[[], int]] = []
+    """True when caught, False when it acted and was not, None when it did not act.
+
+    Caught too is one that the rewriter's own rules keep from being applied where the right rule is.
+    """
+    counters: list[Callable[[], tuple[int, int]]] = []
     outcome = subject.check(pipeline, target, prepare=lambda ctx: counters.append(plant(ctx, disturb)))
-    return outcome.failure is not None if counters[0]() and sum(outcome.applied.values()) else None
+    acted, stopped = counters[0]()
+    if outcome.failure is not None or not acted:
+        return True if acted else None
+    applied = sum(outcome.applied.values())
+    if stopped and applied < sum(subject.check(pipeline, target, prepare=_nothing).applied.values()):
+        return True
+    return False if applied else None
 
 
 def _optioned(subject: Subject, right: Any, wrong: Any, target: Any) -> bool | None:
