@@ -21,6 +21,7 @@ AIMED: dict[str, blocks.Block] = {
     "cse": blocks_math.again,
     "dce": blocks.dead,
     "fold-constants": blocks_linear.folded,
+    "fuse-attention": blocks_linear.attention,
     "strip-debug-metadata": blocks.exported,
 }
 """Blocks for passes that golden files do not aim at, or not enough; they are appended to random blocks."""
