@@ -70,6 +70,7 @@ def collect() -> list[Case]:
         found = collect_testcases(None)
     cases = []
     for case in found:
+        assert case.model is not None and case.data_sets is not None, f"{case.name} was not generated"
         (inputs, outputs), *rest = case.data_sets
         assert not rest, f"{case.name} has several data sets"
         arrays = (tuple(map(to_array, inputs)), tuple(map(to_array, outputs)))
