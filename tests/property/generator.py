@@ -12,6 +12,7 @@ from numpy.random import Generator
 from onnx import ModelProto
 from property import bend, blocks, blocks_linear, blocks_math, splice, wrap
 from property.draft import OPSET, Draft, names_of
+from property.harness import declare_outputs
 from property.pool import Pool
 
 from graphopt.manager import registry
@@ -94,7 +95,10 @@ def generate(seed: int, theme: str | None = None) -> tuple[ModelProto, Plan]:
         for name, info in draft.inputs.items()
         if name in read or name in draft.outputs or random.random() < 0.2
     }
-    return draft.model(), Plan(seed, theme, tuple(parts), tuple(steps))
+    proto = draft.model()
+    if random.random() < 0.8:
+        declare_outputs(proto)
+    return proto, Plan(seed, theme, tuple(parts), tuple(steps))
 
 
 def _soup(random: Generator, count: int, block: blocks.Block | None) -> Draft:

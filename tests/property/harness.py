@@ -88,6 +88,23 @@ def evaluate(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(names, runner.run(names, dict(feeds)), strict=True))
 
 
+def declare_outputs(proto: ModelProto) -> None:
+    """Let the outputs declare the dims that they have at the two bindings; a graph that does not run stays as it is."""
+    try:
+        feeds = [make_feeds(proto, which) for which in range(2)]
+        both = outputs(proto.SerializeToString(), feeds)
+    except Exception:  # the caller finds out why when it runs the graph
+        return
+    names = {dim.dim_param for item in proto.graph.input for dim in item.type.tensor_type.shape.dim}
+    symbols = {(BINDINGS[0][name], BINDINGS[1][name]): name for name in BINDINGS[0] if name in names}
+    for item, first, second in zip(proto.graph.output, *both, strict=True):
+        if not isinstance(first, np.ndarray) or first.ndim != second.ndim or 0 in first.shape:
+            continue
+        pairs = zip(first.shape, second.shape, strict=True)
+        dims = [a if a == b else symbols.get((a, b)) for a, b in pairs]
+        item.CopyFrom(helper.make_tensor_value_info(item.name, item.type.tensor_type.elem_type, dims))
+
+
 def make_feeds(proto: ModelProto, which: int, special: bool = False) -> Feeds:
     """Seeded inputs at one of the two bindings; those that override an initializer are left to it."""
     weights = {item.name for item in proto.graph.initializer}
