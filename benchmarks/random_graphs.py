@@ -162,12 +162,12 @@ def report(tally: Tally) -> str:
     return "\n".join(parts) or "nothing fails\n"
 
 
-def figure(tally: Tally, names: Sequence[str], graphs: int, mutants: dict[str, dict[str, Any]] | None) -> Figure:
+def figure(tally: Tally, names: Sequence[str], mutants: dict[str, dict[str, Any]] | None) -> Figure:
     page = Figure(
         "random-graphs",
         "Random graphs through all passes",
-        f"{graphs} seeds; {tally.ran} graphs run in ONNX Runtime as they are made, the others are no test of a pass. "
-        "Each goes through every pass that its ops concern, two pairs of passes and `-O1` to `-O3` for the CPU, and is "
+        f"{tally.ran} graphs that run in ONNX Runtime as they are made; {sum(tally.refused.values())} more did not and are no "
+        "test of a pass. Each goes through every pass that its ops concern, two pairs of passes and `-O1` to `-O3` for the CPU, and is "
         "compared with the untouched graph on two bindings of its symbols; exact passes also on NaN, infinities, zeros "
         "and denormals. The last columns say how many mutants of the rule were caught: those that disturb what it "
         "hands to the rewriter, and those that leave out one guard, for which the driver's own checks often stand in.",
@@ -198,7 +198,10 @@ def figure(tally: Tally, names: Sequence[str], graphs: int, mutants: dict[str, d
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument(
-        "--graphs", type=int, default=GRAPHS, help=f"how many seeds (default {GRAPHS}; another number writes no page)"
+        "--graphs",
+        type=int,
+        default=GRAPHS,
+        help=f"how many that run (default {GRAPHS}; another number writes no page)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
@@ -212,14 +215,14 @@ def main() -> int:
             say(f"{problem['plan']}: {problem['pipeline']}: {problem['kind']}: {problem['detail'].splitlines()[0]}")
         if count % 500 == 0:
             failures = sum(map(len, tally.problems.values()))
-            say(f"{count} of {options.graphs} after {time.monotonic() - start:.0f} s, {failures} failures")
+            say(f"{tally.ran} of {options.graphs} after {time.monotonic() - start:.0f} s, {failures} failures")
     if options.failures:
         options.failures.write_text(report(tally), encoding="utf-8")
     mutants = None if options.no_mutants else hunt_mutants(options.jobs, tally)
     sys.path.insert(0, str(ROOT / "tests"))
     from property.campaign import pipelines
 
-    page = figure(tally, sorted(pipelines()), options.graphs, mutants)
+    page = figure(tally, sorted(pipelines()), mutants)
     say(f"{tally.ran} graphs ran, {sum(tally.refused.values())} were refused: {tally.refused.most_common(5)}")
     say(f"{time.monotonic() - start:.0f} s")
     return page.finish(write=not (options.no_write or options.no_mutants or options.graphs != GRAPHS or options.seed))
@@ -230,12 +233,14 @@ def schedule(options: argparse.Namespace, tally: Tally) -> Iterator[tuple[int, s
     sys.path.insert(0, str(ROOT / "tests"))
     from property.generator import themes
 
-    for number in range(options.graphs):
+    number = 0
+    while tally.ran < options.graphs:
         theme = None
-        if number >= options.graphs * 3 // 5:
+        if tally.ran >= options.graphs * 3 // 5:
             theme = min(themes(), key=lambda name: (tally.applied[name] + tally.scheduled[name] / 5, name))
             tally.scheduled[theme] += 1
         yield options.seed + number, theme
+        number += 1
 
 
 def hunt_mutants(jobs: int, tally: Tally) -> dict[str, dict[str, Any]]:
