@@ -166,12 +166,12 @@ def figure(tally: Tally, names: Sequence[str], mutants: dict[str, dict[str, Any]
     page = Figure(
         "random-graphs",
         "Random graphs through all passes",
-        f"{tally.ran} graphs that run in ONNX Runtime as they are made; {sum(tally.refused.values())} more did not and are "
-        "no test of a pass. Each goes through every pass that its ops concern, two pairs of passes and `-O1` to `-O3` for "
-        "the CPU, and is compared with the untouched graph on two bindings of its symbols; exact passes also on NaN, "
-        "infinities, zeros and denormals. The last columns say how many mutants of the rule were caught: those that "
-        "disturb what it hands to the rewriter, and those that leave out one guard, for which the driver's own checks "
-        "often stand in.",
+        f"{tally.ran} graphs that run in ONNX Runtime as they are made; {sum(tally.refused.values())} more did not and "
+        "are no test of a pass. Each goes through every pass that its ops concern, two pairs of passes and `-O1` to "
+        "`-O3` for the CPU, and is compared with the untouched graph on two bindings of its symbols; exact passes also "
+        "on NaN, infinities, zeros and denormals. The last columns say how many mutants of the rule were caught: those "
+        "that disturb what it hands to the rewriter, and those that leave out one guard, for which the driver's own "
+        "checks often stand in.",
         (
             "no verifier error, no crash, no wrong number",
             f"each pass is applied at least {MIN_APPLIED} times",
