@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
     TOLERANCES,
     Case,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
     Results = list[dict[str, Any]]
 
-RANDOM_OPS = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
 _PLAIN = RunSetting("off", threads=1)  # `exact` is defined by this one
 _SPECIALS = (("nan", "NaN"), ("inf", "infinities"))
 

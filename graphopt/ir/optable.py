@@ -70,7 +70,3 @@ def schema(domain: str, name: str, opset: int) -> OpSchema | None:
 def versions(domain: str, name: str) -> tuple[int, ...]:
     """The opsets in which the op was introduced or changed, ascending; () for an unknown op."""
     return tuple(row[0] for row in _table()["domains"].get(domain, {}).get(name, ()))
-
-
-def is_random(op_type: str) -> bool:
-    return op_type in RANDOM_OPS
