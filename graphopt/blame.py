@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, loosest
+from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers, loosest
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
@@ -26,7 +26,7 @@ from graphopt.manager.registry import make_target
 from graphopt.manager.runner import RunResult, run
 
 if TYPE_CHECKING:
-    from graphopt.numerics import ToleranceClass
+    from graphopt.numerics import NumericsReport, ToleranceClass
     from graphopt.target import Target
 
 _COMMAND_SECONDS = 600
@@ -109,6 +109,8 @@ class _Bisection:
 
     def search(self, runtime: bool) -> Blame:
         reason, result = self.judge(None)
+        if self.tolerance == "lossy" and self.command is None and not any(self.check.stretches.all()):
+            raise GraphoptError("bisect cannot judge lossy passes, and nothing else changed the model; give --oracle")
         total = len(result.rewrites)
         self.reasons[total] = reason
         found = first_bad(total, lambda n: bool(reason) if n == total else self.is_bad(n))
@@ -132,13 +134,14 @@ class _Bisection:
             model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth
         )
         try:
-            result = run(model, self.pipeline, ctx, Instruments(verify="end"))
+            watched = self.check.watch(Instruments(verify="end"), "off" if self.command is not None else "end")
+            result = run(model, self.pipeline, ctx, watched)
         except VerificationError as failure:
             return str(failure), self._whole(limit, RunResult(Timings(), ctx.rewriter.rewrites, ctx, False))
         self._whole(limit, result)
         path = self.scratch / "bisect.onnx"
         write(model, path)
-        return (self._ask_command(path) if self.command is not None else self._ask_numerics(path)), result
+        return (self._ask_command(path) if self.command is not None else self._ask_numerics(path, result)), result
 
     def _whole(self, limit: int | None, result: RunResult) -> RunResult:
         """Every prefix is judged by the class of the whole run: an exact rewrite is not blamed for one ulp."""
@@ -160,9 +163,15 @@ class _Bisection:
         lines = (done.stderr or done.stdout).strip().splitlines()
         return f"the command exited {done.returncode}{': ' + lines[-1] if lines else ''}" if done.returncode else ""
 
-    def _ask_numerics(self, path: Path) -> str:
-        report = self.check.compare(path, self.tolerance)
-        if report.status == "not-checked":
+    def _ask_numerics(self, path: Path, result: RunResult) -> str:
+        report: NumericsReport | Numbers
+        if self.tolerance == "lossy":  # what lies between lossy passes can be judged, they themselves cannot
+            report = self.check.end(path, result)
+            judged = all(part["status"] == "passed" for part in report.details.get("stretches", ()))
+        else:
+            report = self.check.compare(path, self.tolerance)
+            judged = report.status == "passed"
+        if report.status != "failed" and not judged:
             raise GraphoptError(f"bisect cannot judge this model: {report.reason}; give --data or --oracle")
         return report.reason if report.status == "failed" else ""
 

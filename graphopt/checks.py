@@ -10,21 +10,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.onnx import file_hash, load
 from graphopt.ir.hash import structural_hash
 from graphopt.ir.writer import write
 from graphopt.manager.registry import get
+from graphopt.stretches import ORDER, Stretch, Stretches, join
 
 if TYPE_CHECKING:
     import numpy as np
 
     from graphopt import ir
     from graphopt.manager.base import Pass
+    from graphopt.manager.instruments import Instruments, When
     from graphopt.manager.runner import RunResult
-    from graphopt.numerics import Case, NumericsReport, RunnerFactory, RunSetting, ToleranceClass
+    from graphopt.numerics import Case, NumericsReport, RunnerFactory, RunSetting, Status, ToleranceClass
     from graphopt.reference import Reference
     from graphopt.target import Runner, Target
 
@@ -32,14 +34,12 @@ if TYPE_CHECKING:
 RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
 """Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
 
-_ORDER: tuple[ToleranceClass, ...] = ("exact", "reassociates", "lossy")
-
 
 @dataclass(frozen=True)
 class Numbers:
     """The verdict on a result's numbers; `details` holds what was measured."""
 
-    status: Literal["passed", "failed", "not-checked"]
+    status: Status
     reason: str = ""
     tolerance: str = "exact"
     details: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Check:
             self.reference = origin
             self.identity = {"name": origin.name, "files": _hashes(model, origin)}
         self._opened: Reference | None = None
-        self._class: ToleranceClass = "exact"
+        self.stretches = Stretches(self._file)
 
     def fresh(self) -> ir.Model:
         """The untouched model again."""
@@ -107,17 +107,27 @@ class Check:
     def skipped(self, reason: str) -> Numbers:
         return Numbers("not-checked", reason)
 
+    def watch(self, instruments: Instruments, when: When) -> Instruments:
+        """The instruments with the hooks by which this check follows a new run."""
+        self.stretches = Stretches(self._file)
+        if when == "off":
+            return instruments
+        after = self.after_pass if when == "each" else self.stretches.after_pass
+        return replace(instruments, before_pass=self.stretches.before_pass, after_pass=after)
+
     def after_pass(self, model: ir.Model, item: Pass) -> None:
-        """`--numerics each`: judge the model after one pass.
+        """`--numerics each`: judge the model after one pass against the one that its stretch began with.
 
         Raises:
             VerificationError: the numbers are wrong; names the pass.
         """
+        self.stretches.after_pass(model, item)
+        if item.tolerance == "lossy":
+            return
         path = self._file("after")
         write(model, path)
-        # What passes before it may change is still there.
-        self._class = max(self._class, item.tolerance, key=_ORDER.index)
-        report = self._reference_model().judge(path, self._class)
+        stretch = Stretch(self.stretches.start, path, self.stretches.tolerance, "")
+        report = self._judge_stretch(stretch, path)
         path.unlink(missing_ok=True)
         if report.status == "failed":
             raise VerificationError(f"after pass {item.name!r}: numerics failed: {report.reason}")
@@ -131,6 +141,9 @@ class Check:
     ) -> Numbers:
         """Judge a file against the untouched model, by the loosest class of the passes that changed something.
 
+        With lossy passes the loss is measured against the untouched model, and each stretch between them is judged
+        against the model that it received.
+
         Args:
             candidate: The file that will be shipped.
             result: What ran.
@@ -139,11 +152,29 @@ class Check:
             settings: The target's settings for the file.
         """
         start = time.perf_counter()
-        report = self.compare(candidate, loosest(result), target, settings)
-        details = {
-            key: value for key, value in report.to_json().items() if key not in ("status", "reason", "tolerance")
-        }
-        return Numbers(report.status, report.reason, report.tolerance, details, time.perf_counter() - start)
+        tolerance = loosest(result)
+        status: Status
+        report = self.compare(candidate, tolerance, target, settings)
+        if tolerance == "lossy":
+            parts = [(stretch, self._judge_stretch(stretch, candidate)) for stretch in self.stretches.all()]
+            status, reason, details = join(parts, report)
+        else:
+            status, reason, details = report.status, report.reason, report.to_json()
+            details = {key: value for key, value in details.items() if key not in ("status", "reason", "tolerance")}
+        return Numbers(status, reason, report.tolerance, details, time.perf_counter() - start)
+
+    def _judge_stretch(self, stretch: Stretch, candidate: Path) -> NumericsReport:
+        """Judge one stretch; on the CPU, where its passes were run."""
+        from graphopt.reference import Reference
+
+        end = stretch.end or candidate
+        untouched = self._reference_model()
+        if stretch.start is None:
+            return untouched.judge(end, stretch.tolerance)
+        model = load(stretch.start)
+        feeds = [case for case in untouched.cases if not case.special] if _same_inputs(model, untouched) else []
+        with Reference.open(stretch.start, model, _factory(), data=feeds) as reference:
+            return reference.judge(end, stretch.tolerance)
 
     def compare(
         self,
@@ -157,7 +188,7 @@ class Check:
         factory: RunnerFactory | None = None
         if target is not None and missing is None and not target.is_reference():
             # Another device rounds differently even where the passes were exact.
-            tolerance = max(tolerance, "reassociates", key=_ORDER.index)
+            tolerance = max(tolerance, "reassociates", key=ORDER.index)
 
             def factory(path: Path, setting: RunSetting) -> Runner:
                 return target.load(path, settings)
@@ -202,7 +233,19 @@ def loosest(result: RunResult | None) -> ToleranceClass:
     classes: list[ToleranceClass] = [
         get(name).tolerance for name, count in (result.effects() if result else {}).items() if count
     ]
-    return max(classes, key=_ORDER.index, default="exact")
+    return max(classes, key=ORDER.index, default="exact")
+
+
+def _same_inputs(model: ir.Model, untouched: Reference) -> bool:
+    """Whether the feeds of the untouched model fit: a lossy pass may have changed the interface."""
+    import numpy as np
+
+    wanted = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
+    return all(
+        set(case.feeds) <= set(wanted)
+        and all(np.asarray(value).dtype == wanted[name] for name, value in case.feeds.items())
+        for case in untouched.cases
+    )
 
 
 def _load(data: Path, runner: Runner) -> dict[str, Any]:

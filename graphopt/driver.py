@@ -275,8 +275,8 @@ class _Job:
             print_after=options.print_after,
             dump_dir=options.dump_dir,
             dump_changed_only=options.dump_changed_only,
-            after_pass=self.check.after_pass if options.numerics == "each" else None,
         )
+        instruments = self.check.watch(instruments, options.numerics)
         ctx = Context(
             self.model,
             target=self.target,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphopt.manager.base import Pass
 
 When = Literal["each", "end", "off"]
-AfterPass = Callable[["ir.Model", "Pass"], None]
+Hook = Callable[["ir.Model", "Pass"], None]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,16 @@ class Instruments:
         print_after: names of passes after which the text form goes to stderr; "all" and "changed" are groups.
         dump_dir: folder that gets `NNN-pass.txt` after each pass.
         dump_changed_only: dump only after passes that changed something.
-        after_pass: called with the model after each changing pass (`--numerics each`).
+        before_pass: called with the model before each pass.
+        after_pass: called with the model after each changing pass.
     """
 
     verify: When = "each"
     print_after: tuple[str, ...] = ()
     dump_dir: Path | None = None
     dump_changed_only: bool = False
-    after_pass: AfterPass | None = None
+    before_pass: Hook | None = None
+    after_pass: Hook | None = None
 
     def shows(self, item: Pass, changed: bool) -> bool:
         return item.name in self.print_after or "all" in self.print_after or (changed and "changed" in self.print_after)

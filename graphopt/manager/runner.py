@@ -133,12 +133,18 @@ class _Run:
         guarded = self.instruments.verify == "each" and not type(item).__module__.startswith(_TESTED)
         was = ir_hash.fingerprint(self.model) if guarded else 0
         rewriter.pass_name = self.ctx.pass_name = item.name
+        if self.instruments.before_pass is not None:
+            self.instruments.before_pass(self.model, item)
         start = time.perf_counter()
         try:
             for need in item.needs:
                 self.ctx.analysis(need)
             item.run(self.model, self.ctx)
-        except (GraphoptError, StopRewriting, KeyboardInterrupt):
+        except StopRewriting:
+            if rewriter.changes > before and self.instruments.after_pass is not None:
+                self.instruments.after_pass(self.model, item)  # half a pass has changed the model too
+            raise
+        except (GraphoptError, KeyboardInterrupt):
             raise
         except Exception as error:
             raise PassError(f"pass {item.name!r} failed: {type(error).__name__}: {error}") from error
