@@ -18,7 +18,7 @@ from typing import Any
 from graphopt.errors import FrozenError, GraphoptError, VerificationError
 from graphopt.frontends.onnx import file_hash
 
-MANIFEST, REPORT = "manifest.json", "report.json"
+MANIFEST, REPORT, PLANS = "manifest.json", "report.json", "plans.json"
 FORMAT = 1
 
 

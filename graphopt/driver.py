@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from graphopt.manager import pipeline as pipelines
 from graphopt.manager.context import Context
 from graphopt.manager.instruments import Instruments, When
 from graphopt.manager.pipeline import Pipeline
+from graphopt.manager.plan import Plan, read_plans, to_json
 from graphopt.manager.registry import get, make_target
 from graphopt.manager.runner import RunResult, run
 from graphopt.repro import write_repro
@@ -52,6 +53,7 @@ class Options:
         external_data: where large weights go.
         max_growth: passes may grow the weights by at most this factor.
         repro: folder for the reproducer of a failing pass.
+        plan: file of plans (`--plan-only` prints it) that passes carry out instead of making their own.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
@@ -74,6 +76,7 @@ class Options:
     dump_dir: Path | None = None
     dump_changed_only: bool = False
     repro: Path | None = Path("repro")
+    plan: Path | None = None
     frozen: bool = False
 
 
@@ -139,6 +142,24 @@ def optimize(
         job.judge(numbers)
     assert job.result is not None
     return Optimized(job.model, job.pipeline, job.result, numbers, job.summary(numbers))
+
+
+def make_plans(source: Source, target: str | Target | None = None, options: Options | None = None) -> list[Plan]:
+    """What the passes of a pipeline decide that plan before they act; nothing is written or checked.
+
+    Args:
+        source, target, options: as for optimize().
+
+    Returns:
+        The plans in the order they were carried out; empty when no pass of the pipeline makes one.
+    """
+    options = options or Options()
+    chosen_target = make_target(target) if isinstance(target, str) else target
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
+        job = _Job(source, chosen_target, replace(options, numerics="off"), Path(scratch))
+        job.transform()
+        assert job.result is not None
+        return job.result.ctx.plans.made
 
 
 def _write_checked(job: _Job, output: Path) -> Numbers:
@@ -218,7 +239,7 @@ def compile(
         else:
             numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
         job.judge(numbers)
-        hashes = {name: file_hash(folder / name) for name in files.files}
+        hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
         manifest = {
             "format": artifacts.FORMAT,
             "input": job.check.identity,
@@ -283,6 +304,7 @@ class _Job:
             evaluate=self.check.evaluate,
             limit=options.bisect_limit,
             max_growth=options.max_growth,
+            plans=read_plans(options.plan) if options.plan is not None else (),
         )
         start = time.perf_counter()
         try:
@@ -292,6 +314,17 @@ class _Job:
             hint = f"; a reproducer is in {where}" if where else ""
             raise type(error)(f"{error}{hint}") from error
         self.seconds["passes"] = time.perf_counter() - start
+        if not self.result.stopped:
+            ctx.plans.check_used()
+
+    def write_plans(self, folder: Path) -> tuple[str, ...]:
+        """Write the plans that were carried out beside the model, where there are any; return the file's name."""
+        assert self.result is not None
+        made = self.result.ctx.plans.made
+        if not made:
+            return ()
+        (folder / artifacts.PLANS).write_text(to_json(made), encoding="utf-8")
+        return (artifacts.PLANS,)
 
     def judge(self, numbers: Numbers) -> None:
         if numbers.status == "failed":

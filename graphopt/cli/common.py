@@ -153,6 +153,11 @@ _PIPELINE = [
         type=click.Path(path_type=Path),
         help="Write one JSON record per site: applied, missed, why.",
     ),
+    click.option(
+        "--plan",
+        type=click.Path(path_type=Path),
+        help="Carry out these plans instead: a file that --plan-only printed.",
+    ),
     click.option("--time-passes", is_flag=True, help="Print seconds per pass."),
     click.option("--dump-ir", metavar="DIR[:changed]", help="Write the text form after each pass."),
     click.option(
@@ -173,6 +178,11 @@ def _apply(options: list[Any], function: Callable[..., Any]) -> Callable[..., An
 def pipeline_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `compile`, `opt`, `explain` and `bisect` share."""
     return _apply(_PIPELINE, function)
+
+
+plan_only_option = click.option(
+    "--plan-only", is_flag=True, help="Print what passes decide that plan before they act; write nothing else."
+)
 
 
 def input_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -228,4 +238,16 @@ def make_options(flags: dict[str, Any]) -> Any:
         print_after=flags["print_ir_after"],
         dump_dir=dump_dir,
         dump_changed_only=changed_only,
+        plan=flags["plan"],
     )
+
+
+def print_plans(source: str, target: str | None, options: Any) -> None:
+    """`--plan-only`: the plans as JSON on stdout, or a line that there are none."""
+    from graphopt.driver import make_plans
+    from graphopt.manager.plan import to_json
+
+    plans = make_plans(source, target, options)
+    if not plans:
+        say("no pass of this pipeline plans before it acts")
+    print(to_json(plans), end="")

@@ -20,12 +20,18 @@ from graphopt.cli import common, report
     "--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'."
 )
 @click.option("--frozen", is_flag=True, help="Fail (4) unless the artifact that is there comes out again.")
+@common.plan_only_option
 @common.pipeline_options
-def command(model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, **flags: Any) -> None:
+def command(
+    model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, plan_only: bool, **flags: Any
+) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
     from graphopt import driver
 
     source = common.pick_model(model, model_option)
     options = dataclasses.replace(common.make_options(flags), frozen=frozen)
+    if plan_only:
+        common.print_plans(source, target, options)
+        return
     artifact = driver.compile(source, target, output, options)
     report.show(artifact.report, flags, f"{source} -> {output}/ for {target}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from graphopt.errors import PassError
+from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.constants import MAX_BYTES, model_bytes
 from graphopt.ir.rewriter import Rewriter
+from graphopt.manager.plan import Plan, Plans
 from graphopt.manager.remarks import Remarks
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.ranges import Ranges
     from graphopt.analysis.shapes import Shapes
+    from graphopt.manager.calibration import Calibration
 
 
 class Capabilities(Protocol):
@@ -42,12 +44,16 @@ class Context:
         limit: int | None = None,
         max_bytes: int = MAX_BYTES,
         max_growth: float = 1.1,
+        calibration: Calibration | None = None,
+        plans: Sequence[Plan] = (),
     ) -> None:
         self.model = model
         self.target = target
         self.evaluate = evaluate
         self.max_bytes = max_bytes
         self.max_growth = max_growth
+        self.calibration = calibration
+        self.plans = Plans(plans)
         self.original_bytes = model_bytes(model)
         """Bytes of weights when the run began; growth is counted from there."""
         self.remarks = Remarks()
@@ -104,6 +110,19 @@ class Context:
     def has_quirk(self, name: str) -> bool:
         """Whether the target is known for a measured peculiarity, e.g. "slow-skip-layer-norm"; without a target, no."""
         return self.target is not None and name in self.target.quirks()
+
+    def need_calibration(self) -> Calibration:
+        """The calibration data.
+
+        Raises:
+            GraphoptError: none was given; says how to.
+        """
+        if self.calibration is None:
+            raise GraphoptError(
+                f"pass {self.pass_name!r} needs samples of real inputs: give --calibration-data FILE.npz "
+                "(first axis: samples), a folder, or package.module:function"
+            )
+        return self.calibration
 
     def note(self, reason: str, node: ir.Node | None = None) -> None:
         """A remark about the run as a whole, or about one node."""

@@ -21,6 +21,7 @@ LINKS = {"passes", "targets", "models"}
 ALLOWED = {
     "graphopt.ir": ("graphopt.errors", "graphopt.ir", "graphopt.spec"),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir", "graphopt.analysis"),
+    "graphopt.quantization": ("graphopt.errors", "graphopt.ir", "graphopt.analysis", "graphopt.quantization"),
     "graphopt.manager": (
         "graphopt.errors",
         "graphopt.ir",
@@ -35,6 +36,7 @@ ALLOWED = {
         "graphopt.spec",
         "graphopt.analysis",
         "graphopt.manager",
+        "graphopt.quantization",
         "graphopt.passes",
     ),
     "graphopt.targets": (
