@@ -135,6 +135,8 @@ def _macs(node: ir.Node, sizes: Sizes) -> int | None:
     function = sizes.shapes.model.functions.get(node.op_identifier())
     if function is not None:
         return _total([_macs(inner, sizes) for inner in function])
+    if node.domain == "com.microsoft.nchwc":  # ONNX Runtime's blocked layout; channels are padded to whole blocks
+        return _conv(1)(sizes, node) if node.op_type == "Conv" else 0
     if node.domain != "com.microsoft":
         return None
     rule = MICROSOFT.get(node.op_type)
@@ -234,16 +236,20 @@ def _attention(sizes: Sizes, node: ir.Node) -> int | None:
     return q[0] * q[1] * (k[1] + before[2]) * (q[2] + v[2] // shared * heads)
 
 
-def _packed_attention(sizes: Sizes, node: ir.Node) -> int | None:
+def _packed_attention(past_input: int) -> Macs:
     """com.microsoft Attention: x (batch, length, input), weight (input, q + k + v), past (2, batch, heads, ...)."""
-    x, w = sizes.of(node.inputs[0]), sizes.of(node.inputs[1])
-    past = optional_input(node, 4)
-    before = sizes.of(past) if past is not None else (0, 0, 0, 0, 0)
-    if x is None or w is None or before is None:
-        return None
-    hidden = node.attributes.get("qkv_hidden_sizes")
-    q, _, v = hidden.as_ints() if hidden is not None else (w[1] // 3,) * 3
-    return x[0] * x[1] * (prod(w) + (x[1] + before[3]) * (q + v))
+
+    def macs(sizes: Sizes, node: ir.Node) -> int | None:
+        x, w = sizes.of(node.inputs[0]), sizes.of(node.inputs[1])
+        past = optional_input(node, past_input)
+        before = sizes.of(past) if past is not None else (0, 0, 0, 0, 0)
+        if x is None or w is None or before is None:
+            return None
+        hidden = node.attributes.get("qkv_hidden_sizes")
+        q, _, v = hidden.as_ints() if hidden is not None else (w[1] // 3,) * 3
+        return x[0] * x[1] * (prod(w) + (x[1] + before[3]) * (q + v))
+
+    return macs
 
 
 def _multi_head(sizes: Sizes, node: ir.Node) -> int | None:
@@ -285,19 +291,23 @@ STANDARD: dict[str, Macs] = {
 }
 
 MICROSOFT: dict[str, Macs] = {
-    "FusedConv": _conv(1),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "FusedGemm", "FusedMatMul"), _matmul),
+    **dict.fromkeys(("FusedConv", "NhwcFusedConv"), _conv(1)),
+    "QLinearConv": _conv(3),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "FusedGemm", "FusedMatMul", "FusedMatMulActivation"), _matmul),
     **dict.fromkeys(("MatMulIntegerToFloat", "QGemm", "TransposeMatMul"), _matmul),
-    "MatMulNBits": _matmul_nbits,
-    "Attention": _packed_attention,
+    **dict.fromkeys(("MatMulNBits", "MatMulFpQ4", "MatMulBnb4"), _matmul_nbits),
+    "DynamicQuantizeLSTM": _recurrent,
+    "Attention": _packed_attention(4),
+    "QAttention": _packed_attention(8),
     "MultiHeadAttention": _multi_head,
     "GroupQueryAttention": _group_query,
 }
 
 _ELEMENTWISE = (
-    "BiasAdd BiasGelu BiasSoftmax DequantizeLinear FastGelu Gelu GroupNorm LayerNormalization QLinearAdd "
-    "QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean "
-    "QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm "
+    "BiasAdd BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu GatherBlockQuantized Gelu GroupNorm "
+    "LayerNormalization NhwcMaxPool QEmbedLayerNormalization QLinearAdd QLinearAveragePool QLinearConcat "
+    "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere "
+    "QuantizeLinear QuickGelu RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm "
     "SkipLayerNormalization SkipSimplifiedLayerNormalization"
 )
 _WITHOUT_MACS = frozenset(_ELEMENTWISE.split())

@@ -10,7 +10,9 @@ from graphopt import models
 from graphopt.analysis.cost import Cost, model_cost, node_cost
 from graphopt.analysis.shapes import Shapes
 
-HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1, "other": 1, "local": 1]>\n'
+HEAD = (
+    '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1, "com.microsoft.nchwc": 1, "other": 1, "local": 1]>\n'
+)
 
 CASES = {
     "Conv": ("y = Conv <group = 2, pads = [1, 1, 1, 1]> (img, k3)", 2 * 6 * 5 * 7 * (2 * 9)),
@@ -27,12 +29,21 @@ CASES = {
     "MultiHeadAttention": ("y = com.microsoft.MultiHeadAttention <num_heads = 2> (h, g8, g8)", 2 * 6 * 9 * (8 + 8)),
     "Attention": ("y = com.microsoft.Attention <num_heads = 2> (h, w824, b24)", 2 * 6 * (8 * 24 + 6 * 16)),
     "MatMulNBits": ("y = com.microsoft.MatMulNBits <K = 32, N = 3, bits = 4, block_size = 32> (n, nb, ns)", 6 * 3 * 32),
+    "QAttention": (
+        "y = com.microsoft.QAttention <num_heads = 2> (h, w824, b24, one, one, , one, one)",
+        2 * 6 * (8 * 24 + 6 * 16),
+    ),
+    "DynamicQuantizeLSTM": (
+        "y = com.microsoft.DynamicQuantizeLSTM <hidden_size = 4> (h, lw8, lr4, , , , , , one, one, one, one)",
+        2 * 6 * (8 * 16 + 4 * 16),
+    ),
+    "reordering to blocks": ("y = com.microsoft.nchwc.ReorderInput (img)", 0),
     "Relu": ("y = Relu (h)", 0),
 }
 SHAPES = {
     "img": (2, 4, 5, 7), "h": (2, 6, 8), "g": (2, 6, 5), "g8": (2, 9, 8), "m34": (3, 4), "m35": (3, 5), "v8": (8,),
     "n": (6, 32), "k3": (6, 2, 3, 3), "t3": (4, 6, 3, 3), "w83": (8, 3), "lw": (1, 16, 8), "lr": (1, 16, 4),
-    "w824": (8, 24), "b24": (24,), "ns": (3,),
+    "w824": (8, 24), "b24": (24,), "ns": (3,), "lw8": (1, 8, 16), "lr4": (1, 4, 16), "one": (1,),
 }  # fmt: skip
 
 
@@ -47,6 +58,14 @@ def test_macs_of_an_op(name: str) -> None:
     model = _model(f"g ({inputs}, uint8[3, 1, 16] nb) => (float[A] y) {{ {body} }}")
     shapes = Shapes(model).infer()
     assert node_cost(model.graph[0], shapes).macs == macs
+
+
+def test_macs_of_a_conv_in_blocks() -> None:
+    """ONNX Runtime writes the shapes of its own layout into the file; there is no rule that infers them."""
+    model = _model(
+        "g (float[2,4,5,7] x, float[6,2,3,3] w) => (float[2,6,3,5] y) { y = com.microsoft.nchwc.Conv (x, w) }"
+    )
+    assert node_cost(model.graph[0], Shapes(model).infer()).macs == 2 * 6 * 3 * 5 * (2 * 9)
 
 
 def test_bytes() -> None:
