@@ -304,10 +304,10 @@ MICROSOFT: dict[str, Macs] = {
 }
 
 _ELEMENTWISE = (
-    "BiasAdd BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu GatherBlockQuantized Gelu GroupNorm "
-    "LayerNormalization NhwcMaxPool QEmbedLayerNormalization QLinearAdd QLinearAveragePool QLinearConcat "
-    "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere "
-    "QuantizeLinear QuickGelu RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm "
-    "SkipLayerNormalization SkipSimplifiedLayerNormalization"
+    "BiasAdd BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu GatherBlockQuantized "
+    "Gelu GroupNorm LayerNormalization NhwcMaxPool QEmbedLayerNormalization QLinearAdd QLinearAveragePool "
+    "QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid "
+    "QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu RotaryEmbedding SimplifiedLayerNormalization "
+    "SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization"
 )
 _WITHOUT_MACS = frozenset(_ELEMENTWISE.split())
