@@ -21,7 +21,13 @@ LINKS = {"passes", "targets", "models"}
 ALLOWED = {
     "graphopt.ir": ("graphopt.errors", "graphopt.ir", "graphopt.spec"),
     "graphopt.analysis": ("graphopt.errors", "graphopt.ir", "graphopt.analysis"),
-    "graphopt.quantization": ("graphopt.errors", "graphopt.ir", "graphopt.analysis", "graphopt.quantization"),
+    "graphopt.quantization": (
+        "graphopt.errors",
+        "graphopt.ir",
+        "graphopt.spec",
+        "graphopt.analysis",
+        "graphopt.quantization",
+    ),
     "graphopt.manager": (
         "graphopt.errors",
         "graphopt.ir",
