@@ -66,15 +66,15 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    flags: set[str] = set()
+    from graphopt.targets.onnxruntime.isa import cpu_flags
+
+    flags = cpu_flags()
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                flags.update(value.split())
-            elif key.strip() == "model name":
+            if key.strip() == "model name":
                 model = value.strip()
     return {
         "system": f"{platform.system()} {platform.machine()}",

@@ -196,7 +196,13 @@ class OrtRunner(_Base):
     """The model in a child process. One request at a time; not for use from several threads at once."""
 
     def __init__(
-        self, path: Path, settings: SessionSettings, *, time_limit: float | None = None, memory_limit: int | None = None
+        self,
+        path: Path,
+        settings: SessionSettings,
+        *,
+        time_limit: float | None = None,
+        memory_limit: int | None = None,
+        optimized: Path | None = None,
     ) -> None:
         super().__init__(path, settings)
         self._time_limit = time_limit
@@ -209,6 +215,7 @@ class OrtRunner(_Base):
             "op": "load",
             "path": str(path),
             "settings": settings.to_json(),
+            "optimized": None if optimized is None else str(optimized),
             "data_limit": None if memory_limit is None else memory_limit + _bytes_in(self._weights_folder()),
         }
         try:

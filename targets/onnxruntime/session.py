@@ -35,8 +35,8 @@ _TENSOR = re.compile(r"tensor\((\w+)\)$")
 class Session:
     """An open model. `inputs` and `outputs` are its interface, `load_seconds` what opening took."""
 
-    def __init__(self, path: Path, settings: SessionSettings) -> None:
-        """Open `path`.
+    def __init__(self, path: Path, settings: SessionSettings, optimized: Path | None = None) -> None:
+        """Open `path`; `optimized` also writes the graph that the runtime made of it there.
 
         Raises:
             GraphoptError: the runtime refuses the model, or lacks a wanted provider.
@@ -46,6 +46,8 @@ class Session:
         check_providers(settings)
         load_device_libraries(settings)
         options = session_options(settings)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         providers: list[Any] = list(settings.providers)
         providers[0] = (providers[0], dict(settings.provider_options))
         start = time.perf_counter()

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError
-from graphopt.target import CompiledFiles, Runner, Target
+from graphopt.target import Cause, CompiledFiles, Runner, Target
 from graphopt.targets.onnxruntime import kernels
+from graphopt.targets.onnxruntime.isa import SATURATES, Isa, resolve
+from graphopt.targets.onnxruntime.qdq import why_float
 from graphopt.targets.onnxruntime.runner import open_runner
 from graphopt.targets.onnxruntime.settings import CPU_PROVIDER, SessionSettings
 
@@ -52,7 +54,13 @@ class _OrtTarget(Target):
     def quirks(self) -> frozenset[str]:
         # At load the CPU provider turns Add + LayerNormalization into SkipLayerNormalization, whose kernel takes about
         # four times as long (docs/dev/facts.md).
-        return frozenset({"slow-skip-layer-norm"}) if self.kernel_device == "cpu" else frozenset()
+        if self.kernel_device != "cpu":
+            return frozenset()
+        # Without VNNI u8s8 kernels add pairs of products in 16 bits with saturation.
+        return frozenset({"slow-skip-layer-norm", *({"u8s8-saturates"} if resolve(self._isa()) in SATURATES else ())})
+
+    def _isa(self) -> Isa:
+        return "auto"
 
     def is_reference(self) -> bool:
         return self.kernel_device == "cpu"
@@ -84,6 +92,15 @@ class _OrtTarget(Target):
         """Open a model in a child process; use `open_runner` for limits or for this process."""
         return open_runner(path, self.session_settings() if settings is None else SessionSettings.from_json(settings))
 
+    def executed(self, path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> Path:
+        from graphopt.targets.onnxruntime.optimized import write_optimized
+
+        chosen = self.session_settings() if settings is None else SessionSettings.from_json(settings)
+        return write_optimized(path, chosen, folder)
+
+    def why_float(self, node: ir.Node) -> Cause:
+        return why_float(node, self.kernel_device)
+
     def _notes(self, model: ir.Model) -> tuple[str, ...]:
         return kernels.place(model, self.kernel_device).notes()
 
@@ -99,6 +116,7 @@ class Cpu(_OrtTarget):
         prepacking: copy weights into kernel layout at load: faster, twice the memory.
         denormals_as_zero: flush denormal floats; not exact.
         precise_u8s8: avoid saturating int8 kernels on CPUs without VNNI.
+        isa: what int8 weights are made for; `auto` is this machine. `avx2` and `avx512` are without VNNI.
     """
 
     name: ClassVar[str] = "cpu"
@@ -110,6 +128,11 @@ class Cpu(_OrtTarget):
     prepacking: bool = True
     denormals_as_zero: bool = False
     precise_u8s8: bool = False
+    isa: Isa = "auto"
+
+    def _isa(self) -> Isa:
+        # With the session key the kernels do not saturate, whatever the machine.
+        return "avx512vnni" if self.precise_u8s8 else self.isa
 
     @property
     def kernel_device(self) -> kernels.Device:

@@ -75,7 +75,8 @@ class Server:
             # Private writable mappings count, and ONNX Runtime maps weight files that way: the caller adds their size
             # and watches the anonymous pages. RLIMIT_AS would also count address space that is only reserved.
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        session = Session(Path(request["path"]), SessionSettings.from_json(request["settings"]))
+        optimized = Path(request["optimized"]) if request["optimized"] is not None else None
+        session = Session(Path(request["path"]), SessionSettings.from_json(request["settings"]), optimized)
         self._session = session
         return {
             "inputs": [[spec.name, spec.type, spec.shape] for spec in session.inputs],
