@@ -42,7 +42,6 @@ class _Scale(NodePass):
         factor = _factor(m, node, constant, rank, axis, lin.count)
         if any(step.op_type in _MOVES for step in path[:-1]):
             m.require(factor.ndim == 0, "a factor per channel behind an op that moves elements")
-        m.require(m.same_shape(value, node.outputs[0]), "the constant makes the result larger")
         m.interior = path
         made = fold(op, m, lin, factor, None)
         for step in reversed(path[:-1]):

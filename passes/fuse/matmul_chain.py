@@ -31,7 +31,7 @@ class FoldMatMulChain(RewritePass):
 
     def rewrite(self, op: Builder, m: Match, x: ir.Value, v: ir.Value, w: ir.Value, b: ir.Value | None) -> ir.Value:
         m.require(m.is_const(v) and m.is_const(w) and (b is None or m.is_const(b)), "not all weights are constant")
-        m.require(m.rank(v) == 2 and m.rank(w) == 2 and m.rank(x) >= 2, "not a chain of matrices")
+        m.require(m.rank(v) == 2 and m.rank(w) == 2, "the weights are not matrices")
         m.require(m.is_float(v), "the chain does not compute with floats")
         rows, inner = m.shape(v)
         columns = m.shape(w)[1]

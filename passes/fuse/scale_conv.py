@@ -46,16 +46,15 @@ class _Before(NodePass):
         assert value is not None
         if not any(m.is_const(v) for v in before.inputs):
             raise Uninteresting("no constant in front")
-        m.require(m.is_const(node.inputs[1 - position]), "the weight is not constant")
         m.sole_use(value)
         m.not_quantized([value, *before.inputs])
         lin = linear(m, node)
+        weight = lin.weight
+        copyable(m, weight)
         rank, axis, count = input_channel(m, node, position)
         x, factor, shift = _affine(m, before, rank, axis, count)
         m.require(m.same_shape(x, value), "the constant makes the value larger")
         m.interior = [before]
-        weight = lin.weight
-        copyable(m, weight)
         exact = m.const(weight).astype("float64")
         inputs = [*node.inputs, None][:3]
         inputs[position] = x

@@ -42,18 +42,17 @@ class FuseScaleShiftConv(NodePass):
         scale, factor = _constant_operand(m, summed, "Mul", "Div")
         x = scale.inputs[0] if scale.inputs[1] is factor else scale.inputs[1]
         assert x is not None
-        m.require(m.is_const(node.inputs[1 - position]), "the weight is not constant")
         for value in (node.inputs[position], summed):
             assert value is not None
             m.sole_use(value)
         m.not_quantized([x, summed, node.inputs[position]])
         m.require(m.same_shape(x, add.outputs[0]), "a constant makes the value larger")
         lin = linear(m, node)
+        copyable(m, lin.weight)
         channel = input_channel(m, node, position)
         s, t = per_channel(m, factor, *channel), per_channel(m, shift, *channel)
         m.require((s != 0).all(), "the factor is zero")
         s = 1.0 / s if scale.op_type == "Div" else s
-        copyable(m, lin.weight)
         inputs = list(node.inputs)
         inputs[1 - position] = rounded(
             op, m, times_input(m, node, m.const(lin.weight).astype(np.float64), s), lin.weight

@@ -82,7 +82,6 @@ def _decomposed(m: Match, node: ir.Node) -> Norm:
         if found is None:
             continue
         source, epsilon, nodes = found
-        m.require(m.equal(m.dims(scale)[0], m.dims(source)[-1]), "the scale does not cover the last axis")
         return Norm(source, scale, None, epsilon, centred=False, nodes=(made, *nodes))
     found = _normalized(m, node)
     if found is None:

@@ -188,10 +188,10 @@ def _emit(op: Builder, m: Match, add: ir.Node, norm: Norm, outputs: int) -> tupl
 
 def _ordered(m: Match, first: ir.Value, skip: ir.Value, norm: Norm) -> tuple[ir.Value, ir.Value]:
     """The operand of full shape, then the other, which a layer norm may repeat over the batch."""
-    if m.same_shape(first, skip) and m.same_shape(first, norm.source):
+    if m.same_shape(first, skip):
         return first, skip
     for full, other in ((first, skip), (skip, first)):
-        if norm.centred and m.same_shape(full, norm.source) and m.rank(full) == m.rank(other) == 3:
+        if norm.centred and m.rank(full) == m.rank(other) == 3:
             rows, wanted = m.dims(other), m.dims(full)
             if rows[0] == 1 and all(m.equal(a, b) for a, b in zip(rows[1:], wanted[1:], strict=True)):
                 return full, other
