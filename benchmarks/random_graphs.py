@@ -24,7 +24,7 @@ GRAPHS = 5000
 MIN_APPLIED = 50
 _HANG_SECONDS = 120.0
 KINDS = ("wrong", "unguarded")
-"""Mutants of a rule: disturbed results, and guards left out (the driver's own rules stand in for many of those)."""
+"""Mutants of a rule: disturbed results, and guards left out."""
 
 
 def _work(pipe: Connection, job: str) -> None:
@@ -38,8 +38,8 @@ def _work(pipe: Connection, job: str) -> None:
 
         run: Callable[[Any], Any] = lambda item: as_dict(examine(*item, ready=lambda: pipe.send(None)))  # noqa: E731
     else:
-        from property.mutants import as_dict as mutant_dict
-        from property.mutants import hunt
+        from property.hunt import as_dict as mutant_dict
+        from property.hunt import hunt
 
         run = lambda item: mutant_dict(hunt(*item))  # noqa: E731
     while True:
@@ -169,24 +169,28 @@ def figure(tally: Tally, names: Sequence[str], mutants: dict[str, dict[str, Any]
         f"{tally.ran} graphs that run in ONNX Runtime as they are made; {sum(tally.refused.values())} more did not and "
         "are no test of a pass. Each goes through every pass that its ops concern, two pairs of passes and `-O1` to "
         "`-O3` for the CPU, and is compared with the untouched graph on two bindings of its symbols; exact passes also "
-        "on NaN, infinities, zeros and denormals. The last columns say how many mutants of the rule were caught: those "
-        "that disturb what it hands to the rewriter, and those that leave out one guard, for which the driver's own "
-        "checks often stand in.",
+        "on NaN, infinities, zeros and denormals. The last columns are about mutants of the rule, those that disturb "
+        "what it hands to the rewriter and those that leave out one guard: how many were caught / are equivalent, for "
+        "a reason listed below / survived.",
         (
             "no verifier error, no crash, no wrong number",
             f"each pass is applied at least {MIN_APPLIED} times",
-            "of each rule at least one mutant is caught",
+            "of each rule at least one mutant is caught, and none survives without a reason",
         ),
     )
     table = Table(("pass", "graphs", "changed", "applied", "near misses", "wrong results", "dropped guards"))
     for name in names:
         found = (mutants or {}).get(name)
-        cells = ("-", "-") if found is None else tuple(f"{found[kind][1]} of {found[kind][0]}" for kind in KINDS)
+        cells = ("-", "-") if found is None else tuple(" / ".join(map(str, found[kind])) for kind in KINDS)
         table.add(name, tally.graphs[name], tally.changed[name], tally.applied[name], tally.near[name], *cells)
         page.require(tally.applied[name] >= MIN_APPLIED, f"{name}: applied {tally.applied[name]} times only")
         if mutants is not None:
             page.require(bool(found and found["caught"]), f"{name}: no mutant is caught")
+            for mutant in found["survived"] if found else ():
+                page.require(False, f"{name}: a mutant survives: {mutant}")
     page.tables.append(table)
+    if mutants is not None:
+        page.tables.append(equivalents(mutants))
     if tally.problems:
         listed = Table(("pipeline", "kind", "graphs", "first seed", "what"), "What fails", words=2)
         for (name, kind), problems in sorted(tally.problems.items()):
@@ -194,6 +198,17 @@ def figure(tally: Tally, names: Sequence[str], mutants: dict[str, dict[str, Any]
         page.tables.append(listed)
     page.require(not tally.problems, f"{sum(map(len, tally.problems.values()))} failures")
     return page
+
+
+def equivalents(mutants: dict[str, dict[str, Any]]) -> Table:
+    """Why some mutants are no other rule, and how many for each reason."""
+    from property.equivalents import reason_for
+
+    reasons = Counter(reason_for(name, mutant) for name, found in mutants.items() for mutant in found["equivalent"])
+    table = Table(("reason", "mutants"), "Mutants that change no number")
+    for reason, count in reasons.most_common():
+        table.add(reason, count)
+    return table
 
 
 def main() -> int:

@@ -5,9 +5,12 @@ Each takes a random source and a draft and changes it in place. What is no longe
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.random import Generator
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from property.draft import Draft, names_of, rename
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
@@ -272,6 +275,56 @@ def other_dim(random: Generator, draft: Draft) -> None:
             dim.dim_value = int(random.integers(1, 5))
 
 
+def hide_dims(random: Generator, draft: Draft) -> None:
+    """Every number among the dims of the inputs is a symbol that stands for it."""
+    for info in _shaped(draft):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value"):
+                dim.dim_param = f"fixed{dim.dim_value}"
+
+
+def hidden_one(random: Generator, draft: Draft) -> None:
+    """A dim of an input is 1, but a symbol says so: what stands beside it may broadcast it."""
+    dims = [dim for info in _shaped(draft) for dim in info.type.tensor_type.shape.dim]
+    if dims:
+        dims[int(random.integers(len(dims)))].dim_param = "fixed1"
+
+
+def _shaped(draft: Draft) -> list[ValueInfoProto]:
+    """The inputs whose dims may become others; kernels of com.microsoft do not check that sizes fit."""
+    if any(node.domain == "com.microsoft" for node in draft.nodes):
+        return []
+    infos = [info for name, info in draft.inputs.items() if name not in draft.weights]
+    return [info for info in infos if info.type.HasField("tensor_type")]
+
+
+def blinded(draft: Draft) -> Iterator[Draft]:
+    """The draft, and copies in which the rewriter's own checks know less.
+
+    All dims hidden behind symbols; each dim in turn a hidden 1; no rank known, as it is and with dims of 1 in front of
+    each constant in turn.
+    """
+    yield copy.deepcopy(draft)
+    forget_body_shapes(draft)
+    hidden = copy.deepcopy(draft)
+    hide_dims(np.random.default_rng(), hidden)
+    yield hidden
+    sizes = [len(info.type.tensor_type.shape.dim) for info in _shaped(draft)]
+    for number, axis in ((number, axis) for number, size in enumerate(sizes) for axis in range(size)):
+        other = copy.deepcopy(draft)
+        _shaped(other)[number].type.tensor_type.shape.dim[axis].dim_param = "fixed1"
+        yield other
+    for info in _shaped(draft):
+        info.type.tensor_type.ClearField("shape")
+    if sizes:
+        yield copy.deepcopy(draft)
+    for name in [name for name in draft.weights if sizes and draft.types.get(name) in FLOATS]:
+        other = copy.deepcopy(draft)
+        array = other.array(name)
+        other.weights[name] = numpy_helper.from_array(array.reshape((1,) * (5 - array.ndim) + array.shape), name)
+        yield other
+
+
 def other_type(random: Generator, draft: Draft) -> None:
     """Every float of the graph is of another float type."""
     kind = int(random.choice([TensorProto.DOUBLE, TensorProto.FLOAT16]))
@@ -301,4 +354,4 @@ def forget_body_shapes(draft: Draft) -> None:
 
 SURROUND = (computed_input, extra_output, extra_user, output_through_op, chain)
 BEND = (bend_constant, bend_constant, bend_rank, bend_attribute, swap_operands, replace_op, same_operand, drop_input)
-SAY = (constant_node, overridable, fed_constant, other_dim, other_dim, other_type)
+SAY = (constant_node, overridable, fed_constant, other_dim, other_dim, hide_dims, hidden_one, other_type)

@@ -121,14 +121,24 @@ def _feed(info: onnx.ValueInfoProto, which: int, special: bool) -> np.ndarray:
     random = np.random.default_rng([zlib.crc32(info.name.encode()), which])
     if dtype.kind == "O":
         return np.full(shape, "text", object)
+    if info.name[:4] == "flag":
+        return np.full(shape, which == 0)
     if dtype.kind in "biu":
-        return random.integers(0, 2, shape).astype(dtype) if info.name[:4] != "flag" else np.full(shape, which == 0)
+        return _whole_rows(random.integers(0, 2, shape)).astype(dtype)
     values = random.standard_normal(shape)
     if special and values.size:
         odd = [np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-42, -1.0, 3.0, 6.0]
         spots = random.permutation(values.size)[: max(1, values.size // 2)]
         values.reshape(-1)[spots] = np.resize(odd, spots.size)
     return values.astype(dtype)
+
+
+def _whole_rows(values: np.ndarray) -> np.ndarray:
+    """One row of each matrix is all 1 and another all 0, others in each: masks have such rows."""
+    if values.ndim >= 2 and values.shape[-2] >= 2:
+        for number, matrix in enumerate(values.reshape(-1, *values.shape[-2:])):
+            matrix[number % len(matrix)], matrix[(number + 1) % len(matrix)] = 1, 0
+    return values
 
 
 def size_of(dim: Any, which: int) -> int:

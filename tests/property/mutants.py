@@ -1,58 +1,21 @@
-"""Rules made wrong on purpose, mechanically and seeded: the checks of harness.py must notice.
+"""Rules made wrong on purpose, mechanically and seeded: a mutant disturbs what a pass hands to the rewriter.
 
-A mutant disturbs what a pass hands to the rewriter (an attribute, a constant, an operand, a value), or drops one guard.
+An attribute, a constant, an operand, a value or an op is another. Not here: dropped guards (guards.py), and whether the
+checks of harness.py notice (hunt.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
-
-from property.campaign import concerned, pipelines, target_of
-from property.generator import generate
-from property.harness import Refused, Subject
 
 from graphopt import ir
 from graphopt.ir.builder import NoMatch
 from graphopt.manager.context import Context
-from graphopt.manager.match import Match
 from graphopt.manager.pattern import COMMUTATIVE
-from graphopt.manager.pipeline import parse
-
-GRAPHS = 24
-"""So many graphs aimed at a rule are tried for each of its mutants."""
-UNGUARDED = "without the guard at"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One way to be wrong: a disturbance by name, or the guard at `file:line`."""
-
-    kind: str
-    where: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.where}".strip()
-
-
-@dataclass
-class Hunt:
-    """What became of the mutants of one rule: caught, survived (changed results nowhere), or never acted."""
-
-    rule: str
-    caught: list[str] = field(default_factory=list)
-    survived: list[str] = field(default_factory=list)
-
-
-# -- disturbances: True when they did something -----------------------------------------------------------------------
 
 Disturb = Callable[[Context, list[ir.Node], list[ir.Value], list[Any], ir.Node], bool]
+"""True when it did something."""
 
 
 def _attribute(ctx: Context, nodes: list[ir.Node], constants: list[ir.Value], values: list[Any], root: ir.Node) -> bool:
@@ -260,168 +223,3 @@ def plant(ctx: Context, disturb: Disturb) -> Callable[[], tuple[int, int]]:
     ):
         setattr(rewriter, name, wrong)
     return lambda: (acted[0], stopped[0])
-
-
-# -- guards ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def watched(seen: set[str], dropped: str = "") -> Iterator[list[int]]:
-    """Collect the places whose guards fail in passes, and let the guard at `dropped` hold always.
-
-    Guards are the questions of Match that stop a rule: require, same_shape, equal, not_quantized, sole_use.
-    """
-    count = [0]
-
-    def place() -> str:
-        frame = sys._getframe(2)
-        while frame.f_code.co_filename.endswith("match.py") and frame.f_back is not None:
-            frame = frame.f_back
-        return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-
-    def require(self: Match, condition: object, reason: str) -> None:
-        if not condition:
-            where = place()
-            seen.add(where)
-            if where != dropped:
-                raise NoMatch(reason)
-            count[0] += 1
-
-    def lenient(original: Callable[..., Any], passing: Any) -> Callable[..., Any]:
-        def ask(self: Match, *arguments: Any) -> Any:
-            where = place()
-            try:
-                answer = original(self, *arguments)
-            except NoMatch:
-                seen.add(where)
-                if where != dropped:
-                    raise
-                count[0] += 1
-                return passing
-            if answer is False:
-                seen.add(where)
-                if where == dropped:
-                    count[0] += 1
-                    return True
-            return answer
-
-        return ask
-
-    with mock.patch.multiple(
-        Match,
-        require=require,
-        same_shape=lenient(Match.same_shape, True),
-        equal=lenient(Match.equal, True),
-        not_quantized=lenient(Match.not_quantized, None),
-        sole_use=lenient(Match.sole_use, None),
-    ):
-        yield count
-
-
-# -- the hunt ----------------------------------------------------------------------------------------------------------
-
-
-def aimed(rule: str, count: int = GRAPHS, seed: int = 0) -> Iterator[Subject]:
-    """Graphs aimed at a rule that the untouched rule handles well."""
-    found = 0
-    for number in range(4 * count):
-        if found == count:
-            return
-        try:
-            subject = Subject.of(generate(7_000_000 + 1000 * seed + number, rule)[0])
-        except Refused:
-            continue
-        pipeline = pipelines()[rule]
-        if rule in concerned(subject) and subject.check(pipeline, target_of(pipeline)).failure is None:
-            found += 1
-            yield subject
-
-
-def hunt(rule: str, seed: int = 0, count: int = GRAPHS) -> Hunt:
-    """Try every mutant of a rule on graphs aimed at it."""
-    pipeline = pipelines()[rule]
-    target = target_of(pipeline)
-    result = Hunt(rule)
-    subjects = list(aimed(rule, count, seed))
-    seen: set[str] = set()
-    with watched(seen):
-        for subject in subjects:
-            subject.check(pipeline, target, prepare=_nothing)
-    for name, disturb in DISTURB.items():
-        _try(
-            result,
-            Mutant(name),
-            subjects,
-            lambda subject, disturb=disturb: _disturbed(subject, pipeline, target, disturb),
-        )
-    if "=" in str(pipeline):
-        wrong = parse(re.sub(r"=(\d)", lambda found: f"={int(found[1]) + 1}", str(pipeline)))
-        _try(result, Mutant("option"), subjects, lambda subject: _optioned(subject, pipeline, wrong, target))
-    for where in sorted(seen):
-        _try(
-            result,
-            Mutant(UNGUARDED, where),
-            subjects,
-            lambda subject, where=where: _unguarded(subject, pipeline, target, where),
-        )
-    return result
-
-
-def _nothing(ctx: Context) -> None:
-    """A run of its own: the remarks of an earlier one must not hide a guard."""
-
-
-def _try(result: Hunt, mutant: Mutant, subjects: list[Subject], check: Callable[[Subject], bool | None]) -> None:
-    acted = False
-    for subject in subjects:
-        verdict = check(subject)
-        if verdict:
-            result.caught.append(str(mutant))
-            return
-        acted = acted or verdict is False
-    if acted:
-        result.survived.append(str(mutant))
-
-
-def _disturbed(subject: Subject, pipeline: Any, target: Any, disturb: Disturb) -> bool | None:
-    """True when caught, False when it acted and was not, None when it did not act.
-
-    Caught too is one that the rewriter's own rules keep from being applied where the right rule is.
-    """
-    counters: list[Callable[[], tuple[int, int]]] = []
-    outcome = subject.check(pipeline, target, prepare=lambda ctx: counters.append(plant(ctx, disturb)))
-    acted, stopped = counters[0]()
-    if outcome.failure is not None or not acted:
-        return True if acted else None
-    applied = sum(outcome.applied.values())
-    if stopped and applied < sum(subject.check(pipeline, target, prepare=_nothing).applied.values()):
-        return True
-    return False if applied else None
-
-
-def _optioned(subject: Subject, right: Any, wrong: Any, target: Any) -> bool | None:
-    """The pass with another number among its options."""
-    if str(right) == str(wrong):
-        return None
-    outcome = subject.check(wrong, target, prepare=_nothing)
-    return outcome.failure is not None if sum(outcome.applied.values()) else None
-
-
-def _unguarded(subject: Subject, pipeline: Any, target: Any, where: str) -> bool | None:
-    with watched(set(), dropped=where) as count:
-        outcome = subject.check(pipeline, target, prepare=_nothing)
-    return outcome.failure is not None if count[0] else None
-
-
-def as_dict(result: Hunt) -> dict[str, Any]:
-    """For a pipe between processes: the names of mutants, and how many of each kind were made and caught."""
-    made = [*result.caught, *result.survived]
-    return {
-        **dataclasses.asdict(result),
-        "wrong": (len([name for name in made if not _drops(name)]), len([n for n in result.caught if not _drops(n)])),
-        "unguarded": (len([name for name in made if _drops(name)]), len([n for n in result.caught if _drops(n)])),
-    }
-
-
-def _drops(name: str) -> bool:
-    return name.startswith(UNGUARDED)

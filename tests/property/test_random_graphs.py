@@ -5,15 +5,20 @@ A few graphs per pass; benchmarks/random_graphs.py runs thousands and the mutant
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from property import blocks
-from property.campaign import examine, pipelines
+from property.campaign import examine, pipelines, target_of
+from property.equivalents import EQUIVALENT, is_called
 from property.generator import AIMED, generate, themes
+from property.guards import questions
 from property.harness import Subject
-from property.mutants import DISTURB, _disturbed, aimed, target_of
+from property.hunt import UNGUARDED, _disturbed, aimed
+from property.mutants import DISTURB
 from property.pool import Pool
 
 from graphopt.manager import registry
@@ -30,6 +35,7 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 RULES = sorted(pipelines())
+PASSES = Path(__file__).parents[2] / "passes"
 
 
 def test_every_pass_has_graphs_aimed_at_it() -> None:
@@ -81,8 +87,17 @@ def test_blocks_make_graphs_that_run(block: blocks.Block) -> None:
 def test_the_checks_notice_a_wrong_rule(rule: str) -> None:
     pipeline = pipelines()[rule]
     verdicts = [
-        _disturbed(subject, pipeline, target_of(pipeline), disturb)
+        _disturbed(pipeline, target_of(pipeline), disturb, subject)
         for subject in aimed(rule, 8)
         for disturb in DISTURB.values()
     ]
     assert True in verdicts
+
+
+def test_what_is_called_equivalent_is_a_guard_or_a_disturbance() -> None:
+    asked = {question for path in PASSES.rglob("*.py") for question in questions(str(path)).values()}
+    for rule, mutant, _ in EQUIVALENT:
+        assert rule == "*" or rule in RULES, f"{rule} is no pass"
+        guard = mutant.removeprefix(UNGUARDED).split(": ", 1)
+        known = guard[-1] in DISTURB if len(guard) == 1 else any(is_called(item, guard[1]) for item in asked)
+        assert known, f"nothing asks {mutant!r} any more"
