@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.errors import GraphoptError
 from graphopt.spec import unbuild
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ class CompiledFiles:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Why a node computes in float: a code that stays the same between versions, and a sentence for people."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Target(ABC):
     """A place where models run. Its fields are its options, as with passes."""
 
@@ -119,3 +128,17 @@ class Target(ABC):
     @abstractmethod
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
         """Open a compiled main file (or any ONNX file) for running."""
+
+    def executed(self, path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> Path:
+        """Write the graph that the runtime makes of a model into `folder`, as an ONNX file, and return its path.
+
+        Raises:
+            GraphoptError: the runtime refuses the model, or does not show its graph.
+        """
+        raise GraphoptError(
+            f"target {self.name} does not show the graph that it executes; --realized needs one that does"
+        )
+
+    def why_float(self, node: ir.Node) -> Cause:
+        """Why a node of an executed graph computes in float though it stands beside a Q/DQ node."""
+        return Cause("unknown", f"target {self.name} does not say")

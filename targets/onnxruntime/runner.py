@@ -71,6 +71,31 @@ def open_runner(
     return OrtRunner(Path(path), settings, time_limit=time_limit, memory_limit=memory_limit)
 
 
+def open_tapped(
+    path: Path,
+    values: Sequence[str],
+    settings: SessionSettings | None = None,
+    *,
+    time_limit: float | None = None,
+    memory_limit: int | None = None,
+) -> OrtRunner:
+    """`open_runner(...).with_taps(values)` without opening the model twice; arguments as there."""
+    from graphopt.targets.onnxruntime.taps import write_tapped
+
+    folder = tempfile.TemporaryDirectory(prefix="graphopt-taps-")
+    settings = settings or SessionSettings()
+    config = {_WEIGHTS_FOLDER: str(path.absolute().parent), **dict(settings.config)}
+    try:
+        tapped = write_tapped(path, values, Path(folder.name))
+        limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+        runner = OrtRunner(tapped, settings.replace(config=tuple(config.items())), **limits)
+    except BaseException:
+        folder.cleanup()
+        raise
+    runner.on_close(folder.cleanup)
+    return runner
+
+
 def runner_factory(
     *, time_limit: float | None = None, memory_limit: int | None = None, isolate: bool = True
 ) -> Callable[[Path, RunSetting], Runner]:
@@ -93,7 +118,7 @@ class _Base(Runner):
         self.settings = settings
         self.load_seconds = 0.0
         self.providers: tuple[str, ...] = ()
-        self._cleanup: Callable[[], None] | None = None
+        self._cleanups: list[Callable[[], None]] = []
 
     def with_taps(self, values: Sequence[str]) -> Runner:
         """A new runner on a temporary copy of the graph (its weights are referred to, not copied).
@@ -113,13 +138,16 @@ class _Base(Runner):
         except BaseException:
             folder.cleanup()
             raise
-        tapped._cleanup = folder.cleanup
+        tapped.on_close(folder.cleanup)
         return tapped
 
+    def on_close(self, cleanup: Callable[[], None]) -> None:
+        """Have this called when the runner is closed: for files that live as long as it."""
+        self._cleanups.append(cleanup)
+
     def close(self) -> None:
-        if self._cleanup is not None:
-            self._cleanup()
-            self._cleanup = None
+        while self._cleanups:
+            self._cleanups.pop()()
 
     def memory(self) -> dict[str, int]:
         """Bytes of the process that holds the model: `rss`, `anonymous`, `peak_rss`, `data`."""
