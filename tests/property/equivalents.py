@@ -18,7 +18,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     (
         "*",
         "without *: m.not_quantized(*)",
-        "low-precision groups stay together: a matter of kernels, not of numbers",
+        "low-precision groups stay together (test_quantized_groups.py)",
     ),
     (
         "einsum-to-matmul",
@@ -139,6 +139,36 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "merge-constants",
         "without *: constant.size <= max(first.size, second.size)",
         "a matter of size",
+    ),
+    (
+        "simplify-shape-operand",
+        "value",
+        "a Reshape to its own shape is its input",
+    ),
+    (
+        "keep-residual-sum",
+        "without *: m.rank(source) == 3 and *",
+        "a Sum of two is their Add; the runtime fuses others not at all",
+    ),
+    (
+        "fuse-prelu",
+        "without *: m.ctx.shapes.broadcasts_to(slope, x)",
+        "ONNX Runtime lets the slope broadcast x too; the standard does not",
+    ),
+    (
+        "merge-index-squeeze",
+        "value",
+        "one element picked from one",
+    ),
+    (
+        "merge-index-squeeze",
+        "without *_slice_index: m.dims(node.outputs[0])[axis] == 1",
+        "the dims behind the Squeeze say the same",
+    ),
+    (
+        "rewrite-transpose-as-reshape",
+        "value",
+        "a Transpose that keeps order and shape is its input",
     ),
 )
 

@@ -184,7 +184,9 @@ def _disturbed(pipeline: Any, target: Any, disturb: Disturb, subject: Subject) -
     if outcome.failure is not None or not acted:
         return True if acted else None
     applied = sum(outcome.applied.values())
-    if stopped and applied < sum(subject.check(pipeline, target, prepare=_nothing).applied.values()):
+    if stopped and (
+        stopped == acted or applied < sum(subject.check(pipeline, target, prepare=_nothing).applied.values())
+    ):
         return True
     return False if applied else None
 
