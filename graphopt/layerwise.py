@@ -18,6 +18,7 @@ from graphopt.quantization import metrics
 
 if TYPE_CHECKING:
     from graphopt import ir
+    from graphopt.analysis.cost import ModelCost
     from graphopt.running import Runnable
     from graphopt.target import Runner
 
@@ -139,36 +140,47 @@ def _pairs(before: ir.Model, after: ir.Model) -> tuple[list[_Pair], list[str]]:
     for node, figures in cost.nodes.items():
         if figures.macs == 0:
             continue
-        chain = list(_chain(node.outputs[0]))
-        kept = [value for value in chain if value.name in there]
-        if not kept:
+        found = _counterpart(list(_chain(node.outputs[0], cost)), there)
+        if found is None:
             unmatched.append(node.name or "")
             continue
-        # What lies behind the last value that is left was absorbed by the quantizer.
-        seen = _seen(there[kept[-1].name or ""])
-        if seen.dtype is not None and not seen.dtype.is_floating_point():
-            unmatched.append(node.name or "")
-            continue
-        pairs.append(
-            _Pair(
-                node.name or "",
-                node.op_type,
-                chain[-1].name or "",
-                seen.name or "",
-                2 * (figures.activation_bytes or 0),
-            )
-        )
+        original, quantized = found
+        size = 2 * (figures.activation_bytes or 0)
+        pairs.append(_Pair(node.name or "", node.op_type, original.name or "", quantized.name or "", size))
     return pairs, unmatched
 
 
-def _chain(value: ir.Value) -> Iterator[ir.Value]:
-    """A layer's output, and behind it the results of activations that read nothing else and are its only readers."""
+def _chain(value: ir.Value, cost: ModelCost) -> Iterator[ir.Value]:
+    """A layer's output, and what is made of it alone by ops without work, which passes may have joined to the layer."""
     yield value
     readers = [reader for reader, _ in value.uses()]
-    while len(readers) == 1 and readers[0].op_type in _ABSORBED and not value.is_graph_output():
+    while len(readers) == 1 and len(readers[0].outputs) == 1 and not value.is_graph_output():
+        if readers[0] not in cost.nodes or cost.nodes[readers[0]].macs != 0:
+            return
         value = readers[0].outputs[0]
         yield value
         readers = [reader for reader, _ in value.uses()]
+
+
+def _counterpart(chain: Sequence[ir.Value], there: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value] | None:
+    """The value of the original to compare, and that of the quantized model; None when it has no such value."""
+    first = next((index for index, value in enumerate(chain) if value.name in there), None)
+    if first is None:
+        return None
+    original = chain[first]
+    kept = there[original.name or ""]
+    for value in chain[first + 1 :]:
+        maker = value.producer()
+        if maker is None or maker.op_type not in _ABSORBED:
+            break
+        if value.name in there:
+            original, kept = value, there[value.name or ""]
+        elif any(reader.op_type == "QuantizeLinear" for reader, _ in kept.uses()):
+            original = value  # the quantizer behind the layer cuts where the activation did
+        else:
+            break
+    seen = _seen(kept)
+    return None if seen.dtype is not None and not seen.dtype.is_floating_point() else (original, seen)
 
 
 def _seen(value: ir.Value) -> ir.Value:

@@ -25,7 +25,19 @@ from graphopt.cli.common import emit
 @click.option(
     "--load", "load_files", multiple=True, metavar="FILE.py", help="Load passes from a Python file; repeatable."
 )
-@click.option("--limit", default=10, show_default=True, help="Sites to print.")
+@click.option("--limit", default=10, show_default=True, help="Sites or layers to print.")
+@click.option("--realized", is_flag=True, help="Say in which precision MODEL really runs, and where it is wrong.")
+@click.option("--against", metavar="MODEL", help="With --realized: the float original, for the noise of each layer.")
+@click.option(
+    "--data",
+    "--calibration-data",
+    "data",
+    metavar="PATH",
+    help="With --realized: samples (.npz, .npy, folder, module:function); without it legal ones are made.",
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=32, show_default=True, help="With --realized: use so many samples."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @common.input_options
 def command(
@@ -35,10 +47,14 @@ def command(
     level: int,
     load_files: tuple[str, ...],
     limit: int,
+    realized: bool,
+    against: str | None,
+    data: str | None,
+    samples: int,
     as_json: bool,
     **shapes: Any,
 ) -> None:
-    """Say where PASS applies to MODEL, where it does not, and why."""
+    """Say where PASS applies to MODEL, where it does not, and why; or with --realized what MODEL executes."""
     import tempfile
     from pathlib import Path
 
@@ -49,6 +65,19 @@ def command(
     from graphopt.manager import pipeline, registry
 
     named = words if model_option is None else (model_option, *words)
+    if realized:
+        from graphopt.cli.realized import lines, report
+
+        if len(named) != 1:
+            raise GraphoptError("explain --realized wants one model, for example: graphopt explain build/ --realized")
+        found = report(named[0], target, against, data, samples, shapes)
+        if as_json:
+            emit(found)
+        else:
+            print("\n".join(lines(found, limit)))
+        return
+    if against is not None or data is not None:
+        raise GraphoptError("--against and --data are about what a model executes; add --realized")
     if len(named) != 2:
         raise GraphoptError("explain wants a model and one pass, for example: graphopt explain model.onnx fuse-conv-bn")
     model, pass_text = named

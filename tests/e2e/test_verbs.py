@@ -26,6 +26,16 @@ agraph (float[N,3,8,8] x) => (float[N,4,8,8] y) <float[4,3,3,3] w, float[4] s, f
   [bn] z = BatchNormalization(h, s, b, mean, var)
   [id] i = Identity(z)
   [relu] y = Relu(i) }"""
+QUANTIZED = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[N,3,8,8] x) => (float[N,4,8,8] y)
+<float s = {0.05}, float ws = {0.01}, uint8 z = {128}, int8 wz = {0}, int8[4,3,3,3] w>
+{ [xq] xq = QuantizeLinear(x, s, z) [xd] xd = DequantizeLinear(xq, s, z) [wd] wd = DequantizeLinear(w, ws, wz)
+  [conv] h = Conv<pads=[1,1,1,1]>(xd, wd)
+  [hq] hq = QuantizeLinear(h, s, z) [hd] hd = DequantizeLinear(hq, s, z)
+  [tanh] y = Tanh(hd) }"""
+ORIGINAL = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[N,3,8,8] x) => (float[N,4,8,8] y) <float[4,3,3,3] w>
+{ [conv] h = Conv<pads=[1,1,1,1]>(x, w) [tanh] y = Tanh(h) }"""
 PASSES = ("-p", "eliminate-identity,fuse-conv-bn,dce")
 WRONG = '''
 from dataclasses import dataclass
@@ -50,6 +60,10 @@ VERBS: dict[str, tuple[tuple[str, ...], int]] = {
     "verify": (("verify", "model.onnx", "build"), 0),
     "inspect": (("inspect", "model.onnx", "--target", "cuda", "--dim", "N=2"), 0),
     "explain": (("explain", "odd.onnx", "fuse-conv-bn", "-O", "0"), 0),
+    "explain --realized": (
+        ("explain", "quantized.onnx", "--realized", "--against", "original.onnx", "--data", "x.npz"),
+        0,
+    ),
     "bisect": (("bisect", "model.onnx", "--load", "wrong.py", "-p", "eliminate-identity,wrong-slope"), 1),
     "diff": (("diff", "model.onnx", "build"), 0),
     "passes": (("passes", "fold-constants"), 0),
@@ -61,17 +75,21 @@ VERBS: dict[str, tuple[tuple[str, ...], int]] = {
 MASKED = {"cpus", "rounds", "runs", "peak_memory", "expected", "got", "index", "available", "problems", "isa", "gpus"}
 # Lists and objects that grow with the project: only their first member is kept.
 SAMPLED = {"models", "options", "targets", "cases"}
+# Objects whose keys are data: passes, ops, domains, precisions.
+NAMED_BY_DATA = {"effects", "macs", "ops", "opset", "opsets", "optimized_by", "shares", "versions"}
 # Reasons with measured numbers or installed versions.
 UNSTABLE = re.compile(r"\d\.\d|installed")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.onnx, odd.onnx (its Conv has a second reader), x.npz, wrong.py and the artifact `build`."""
+    """model.onnx, odd.onnx (its Conv has a second reader), quantized.onnx, original.onnx, x.npz, wrong.py, `build`."""
     folder = tmp_path_factory.mktemp("verbs")
     write(from_text(MODEL), folder / "model.onnx")
     odd = MODEL.replace("[relu] y = Relu(i)", "[sum] t = Add(i, h) [relu] y = Relu(t)")
     write(from_text(odd), folder / "odd.onnx")
+    write(from_text(QUANTIZED), folder / "quantized.onnx")
+    write(from_text(ORIGINAL), folder / "original.onnx")
     (folder / "wrong.py").write_text(WRONG)
     np.savez(folder / "x.npz", x=np.linspace(-1, 1, 2 * 3 * 64, dtype=np.float32).reshape(2, 3, 8, 8))
     with pytest.MonkeyPatch.context() as patch:
@@ -111,6 +129,10 @@ def masked(value: Any, key: str = "") -> Any:
     return kind(value) if key in MASKED or isinstance(value, float) or unstable else value
 
 
+def golden(verb: str) -> Path:
+    return GOLDEN / f"{verb.replace(' --', '-')}.json"
+
+
 def kind(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
@@ -122,7 +144,7 @@ def test_json_has_the_documented_shape(
     args, code = VERBS[verb]
     assert call(*args, "--json") == code
     out = masked(json.loads(capsys.readouterr().out))
-    file = GOLDEN / f"{verb}.json"
+    file = golden(verb)
     text = json.dumps(out, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if update_golden:
         GOLDEN.mkdir(exist_ok=True)
@@ -135,12 +157,12 @@ def test_every_key_stands_in_the_document(verb: str) -> None:
     """docs/json.md has a section per verb; each key of the golden file is named in it or in the shared sections."""
     sections = re.split(r"^## ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
     titled = {section.split("\n", 1)[0].strip("` "): section for section in sections}
-    title = verb.replace("-", " ")
+    title = verb if " " in verb else verb.replace("-", " ")
     assert title in titled
     shared = "".join(text for name, text in titled.items() if name.startswith("Shared"))
     known = set(re.findall(r"`([\w.\[\]<>]+)`", titled[title] + shared))
     known = {part for name in known for part in re.split(r"[.\[\]]+", name)}
-    missing = keys(json.loads((GOLDEN / f"{verb}.json").read_text(encoding="utf-8"))) - known
+    missing = keys(json.loads(golden(verb).read_text(encoding="utf-8"))) - known
     assert not missing
 
 
@@ -152,7 +174,7 @@ def keys(value: Any) -> set[str]:
         return set()
     out = set()
     for name, item in value.items():
-        is_map = name in ("effects", "ops", "opset", "opsets", "optimized_by", "versions")
+        is_map = isinstance(item, dict) and name in NAMED_BY_DATA
         out |= {name} | (set() if is_map else keys(item))
     return out - {"<name>", "<package>"}
 

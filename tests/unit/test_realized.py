@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -186,13 +187,39 @@ def test_the_broken_layer_is_the_worst(tmp_path: Path) -> None:
     assert layer_errors(runnable(quantized), runnable(original), samples).layers[0].site == "first"
 
 
+def test_an_activation_that_went_into_the_quantizer(tmp_path: Path) -> None:
+    """ReLU is done by a range that begins at 0: what is compared is the result of the original's ReLU."""
+    relu = "[bq] bq = QuantizeLinear(b, s, u) [bd] b_d = DequantizeLinear(bq, s, u)"
+    text = chain(relu, params=PARAMS.replace("uint8 z = {128}", "uint8 z = {128}, uint8 u = {0}"))
+    text = text.replace("[aq] aq = QuantizeLinear(a, s, z)", "").replace("[ad] a_d = DequantizeLinear(aq, s, z)", "")
+    quantized = save(text.replace("a = Conv", "b = Conv"), tmp_path / "q.onnx")
+    float_text = (
+        FLOAT.replace("a = Conv", "b = Conv").replace("b = Tanh(a)", "r = Relu(b)").replace("(b, wf)", "(r, wf)")
+    )
+    original = save(float_text, tmp_path / "f.onnx", wf=WEIGHT.astype(np.float32) * np.float32(0.01))
+    samples = [{"x": np.random.default_rng(0).uniform(-0.3, 0.3, (1, 4, 8, 8)).astype(np.float32)}]
+    first = next(layer for layer in layer_errors(runnable(quantized), runnable(original), samples).layers)
+    by_site = {layer.site: layer for layer in layer_errors(runnable(quantized), runnable(original), samples).layers}
+    assert by_site["first"].value == "r"
+    assert first.sqnr_db > 15
+
+
+def test_a_layer_whose_norm_was_folded_into_it(tmp_path: Path) -> None:
+    quantized, _ = pair(tmp_path)
+    text = FLOAT.replace(
+        "[first] a = Conv<pads=[1,1,1,1]>(x, wf)", "[first] h = Conv<pads=[1,1,1,1]>(x, wf) a = Neg(h)"
+    )
+    original = save(text, tmp_path / "n.onnx", wf=WEIGHT.astype(np.float32) * np.float32(-0.01))
+    samples = [{"x": np.random.default_rng(0).uniform(-0.3, 0.3, (1, 4, 8, 8)).astype(np.float32)}]
+    found = {layer.site: layer for layer in layer_errors(runnable(quantized), runnable(original), samples).layers}
+    assert found["first"].value == "a"
+    assert found["first"].sqnr_db > 15
+
+
 def test_models_without_a_common_layer(tmp_path: Path) -> None:
     quantized, _ = pair(tmp_path)
-    other = save(
-        FLOAT.replace("a =", "k =").replace("(a)", "(k)").replace("c =", "l =").replace("W] c", "W] l"),
-        tmp_path / "o.onnx",
-        wf=np.ones((4, 4, 3, 3), np.float32),
-    )
+    renamed = re.sub(r"\b([abc])\b", r"other_\1", FLOAT)
+    other = save(renamed, tmp_path / "o.onnx", wf=np.ones((4, 4, 3, 3), np.float32))
     with pytest.raises(GraphoptError, match="no layer in common"):
         layer_errors(runnable(quantized), runnable(other), [{"x": np.zeros((1, 4, 8, 8), np.float32)}])
     with pytest.raises(GraphoptError, match="no samples"):
