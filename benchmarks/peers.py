@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,11 +23,16 @@ _SECONDS = 900
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool whose command is `bin/<name> IN OUT` in the environment `folder`."""
+    """A tool in the environment `folder`, with what is installed beside it there.
+
+    Its command is `bin/<program> IN OUT`, the name of the tool unless said; libraries are run by scripts of ours.
+    """
 
     name: str
     version: str
     folder: str
+    beside: tuple[str, ...] = (_RUNTIME,)
+    program: str = ""
 
     @property
     def requirement(self) -> str:
@@ -56,7 +62,7 @@ def environment(peer: Peer) -> Path:
     """
     base = Path(os.environ.get("GRAPHOPT_PEERS") or cache_root() / "peers")
     folder = base / peer.folder
-    if not (folder / "bin" / peer.name).exists():
+    if not (folder / "bin" / (peer.program or peer.name)).exists():
         _make(peer, folder)
     found = _version(peer, folder)
     if found != peer.version:
@@ -68,9 +74,10 @@ def _make(peer: Peer, folder: Path) -> None:
     say(f"making an environment for {peer.requirement} in {folder}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, peer.requirement, _RUNTIME], check=False)
+    done = subprocess.run([*pip, peer.requirement, *peer.beside], check=False)
     if done.returncode:
-        raise SystemExit(f"pip cannot install {peer.requirement} and {_RUNTIME} into {folder}")
+        shutil.rmtree(folder)
+        raise SystemExit(f"pip cannot install {' and '.join([peer.requirement, *peer.beside])} into {folder}")
 
 
 def _version(peer: Peer, folder: Path) -> str:

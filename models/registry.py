@@ -13,12 +13,13 @@ from graphopt.errors import GraphoptError, did_you_mean
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel of the package index; `platform` is the wheel's tag where it is not 'any'."""
+    """One pinned wheel of the package index; `platform` and `python` are the wheel's tags where they are not 'any'."""
 
     package: str
     version: str
     sha256: str
     platform: str | None = None
+    python: str | None = None
 
     @property
     def requirement(self) -> str:
