@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.calibrating import open_calibration
 from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers, loosest
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
@@ -104,6 +105,7 @@ class _Bisection:
         model, origin = capture(source, options.input_shapes, options.dims)
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(model, origin, options.data, scratch, reload)
+        self.calibration = open_calibration(options, model, scratch)
         self.reasons: dict[int, str] = {}
         self.tolerance: ToleranceClass = "exact"
 
@@ -131,7 +133,12 @@ class _Bisection:
         """Run the first `limit` rewrites; return why the model is bad ('' when it is good) and the run."""
         model = self.check.fresh()
         ctx = Context(
-            model, target=self.target, evaluate=self.check.evaluate, limit=limit, max_growth=self.options.max_growth
+            model,
+            target=self.target,
+            evaluate=self.check.evaluate,
+            limit=limit,
+            max_growth=self.options.max_growth,
+            calibration=self.calibration,
         )
         try:
             watched = self.check.watch(Instruments(verify="end"), "off" if self.command is not None else "end")

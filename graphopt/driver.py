@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
 from graphopt.artifact import Artifact
+from graphopt.calibrating import open_calibration
 from graphopt.checks import Check, Numbers, data_files
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
@@ -54,6 +55,13 @@ class Options:
         max_growth: passes may grow the weights by at most this factor.
         repro: folder for the reproducer of a failing pass.
         plan: file of plans (`--plan-only` prints it) that passes carry out instead of making their own.
+        calibration_data: samples of real inputs for passes that need them: a path, `module:function`, "random", or an
+            iterable such as a DataLoader (graphopt/samples.py).
+        calibration_samples: use this many of them.
+        calibration: file of statistics that `save_calibration` wrote, used instead of gathering them.
+        save_calibration: file to write the statistics to.
+        max_memory: bytes that the values looked at while calibrating may take at a time.
+        progress: show how far calibration is, where stderr is a terminal.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
@@ -77,6 +85,12 @@ class Options:
     dump_changed_only: bool = False
     repro: Path | None = Path("repro")
     plan: Path | None = None
+    calibration_data: Any = None
+    calibration_samples: int | None = None
+    calibration: Path | None = None
+    save_calibration: Path | None = None
+    max_memory: int | None = None
+    progress: bool = False
     frozen: bool = False
 
 
@@ -254,6 +268,9 @@ def compile(
             "target": str(chosen),
             "versions": versions(),
         }
+        calibrated = job.calibration.record() if job.calibration is not None else None
+        if calibrated is not None:
+            manifest["calibration"] = calibrated
         if options.frozen:
             artifacts.check_frozen(out, manifest)
         report = {**job.summary(numbers), "notes": list(files.notes), "machine": machine()}
@@ -285,6 +302,7 @@ class _Job:
         self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(self.model, origin, options.data, scratch, reload)
+        self.calibration = open_calibration(options, self.model, scratch)
         self.scratch = scratch
         self.result: RunResult | None = None
         self.source = source
@@ -304,6 +322,7 @@ class _Job:
             evaluate=self.check.evaluate,
             limit=options.bisect_limit,
             max_growth=options.max_growth,
+            calibration=self.calibration,
             plans=read_plans(options.plan) if options.plan is not None else (),
         )
         start = time.perf_counter()
@@ -316,6 +335,11 @@ class _Job:
         self.seconds["passes"] = time.perf_counter() - start
         if not self.result.stopped:
             ctx.plans.check_used()
+        if self.calibration is not None:
+            for text in self.calibration.notes():
+                ctx.remarks.note("calibration", text)
+            if options.save_calibration is not None:
+                self.calibration.save(options.save_calibration)
 
     def write_plans(self, folder: Path) -> tuple[str, ...]:
         """Write the plans that were carried out beside the model, where there are any; return the file's name."""

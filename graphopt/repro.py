@@ -46,7 +46,14 @@ def write_repro(
     )
     try:
         model = check.fresh()
-        ctx = Context(model, target=failed.target, evaluate=check.evaluate, limit=before, max_growth=failed.max_growth)
+        ctx = Context(
+            model,
+            target=failed.target,
+            evaluate=check.evaluate,
+            limit=before,
+            max_growth=failed.max_growth,
+            calibration=failed.calibration,
+        )
         # The failing pass may raise again; the limit keeps it from changing anything first.
         with contextlib.suppress(PassError):
             run(model, pipeline, ctx, Instruments(verify="off"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Samples:
         inputs: of the model.
         batch: samples at a time, unless the model says how many.
         notes: what the user should know of the data; complete after the first pass.
-        seen: samples that the last complete pass gave.
+        seen: samples of the longest pass that came to its end.
         files: where the samples are read from; None when they come from code.
     """
 
@@ -75,41 +76,64 @@ class Samples:
     batch: int = BATCH
     files: Path | None = None
     notes: list[str] = field(default_factory=list)
-    seen: int | None = None
+    seen: int = 0
     _first: int | None = None
     _digest: str | None = None
+    _hashed: float = -1
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def batches(self, limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by input name, of at most `limit` samples.
+        """Feeds by input name; as `counted`."""
+        return (feeds for feeds, _ in self.counted(limit))
+
+    def counted(self, limit: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """Feeds by input name, and how many samples each is; at most `limit` together.
 
         Raises:
             GraphoptError: they do not fit the model, hold NaN or infinities, are none, or differ from the first pass.
         """
-        digest = hashlib.sha256() if self._digest is None and self.files is None else None
-        cutter, seen = Cutter(self.inputs, self.batch, limit, self.note), 0
+        reach = math.inf if limit is None else limit
+        digest = hashlib.sha256() if self.files is None and reach > self._hashed else None
+        cutter = Cutter(self.inputs, self.batch, limit, self.note)
         for feeds, count in cutter.cut(self.pieces()):
-            if not seen:
+            if cutter.given == count:
                 self._compare(feeds)
             if digest is not None:
                 for name in sorted(feeds):
-                    digest.update(name.encode() + str(feeds[name].shape).encode() + _bytes(feeds[name]))
-            seen += count
-            yield feeds
-        if not seen:
+                    digest.update(name.encode() + _bytes(feeds[name]))
+            yield feeds, count
+        if not cutter.given:
             few = f"there are {cutter.dropped} samples and the model takes {cutter.fixed} at a time"
             why = few if cutter.dropped else "there are no samples in it"
             raise GraphoptError(f"calibration data {self.origin}: {why}")
-        if seen == 1:
+        if cutter.given == 1 and reach > 1:
             self.note("there is one sample only; ranges from so little data are a guess")
         if cutter.dropped:
             self.note(f"{cutter.dropped} samples are left out: the model takes {cutter.fixed} at a time")
-        self.seen = seen
+        self.seen = max(self.seen, cutter.given)
         if digest is not None:
-            self._digest = digest.hexdigest()
+            self._hashed, self._digest = reach, digest.hexdigest()
+
+    def peek(self) -> dict[str, np.ndarray]:
+        """The first sample, or as few as the model takes.
+
+        Raises:
+            GraphoptError: as `counted`.
+        """
+        cutter = Cutter(self.inputs, 1, None, self.note)
+        for feeds, _ in cutter.cut(self.pieces()):
+            return feeds
+        return next(iter(self.batches()))  # says why there is none
+
+    def expected(self) -> int | None:
+        """How many samples a pass will give at most, where that can be told beforehand."""
+        if self.seen or self.files is None or self.files.is_dir():
+            return self.seen or None
+        shapes = [item.shape for _, columns in self.pieces() for item in columns.values()]
+        return max((shape[0] for shape in shapes if shape), default=None)
 
     def digest(self) -> str | None:
         """SHA-256 of the files, or of the samples of the first pass; None before that pass."""
@@ -118,9 +142,10 @@ class Samples:
         return self._digest
 
     def _compare(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Refuse data that begins otherwise than in the pass before; however many make a batch."""
         code = 0
         for name in sorted(feeds):
-            code = zlib.crc32(_bytes(feeds[name]), code)
+            code = zlib.crc32(_bytes(feeds[name][:1] if feeds[name].ndim else feeds[name]), code)
         if self._first is not None and self._first != code:
             raise GraphoptError(
                 f"calibration data {self.origin}: the first samples differ from those of the pass before; it must give "

@@ -80,6 +80,21 @@ def parse_dump(text: str | None) -> tuple[Path | None, bool]:
     return Path(text.removesuffix(":changed")), text.endswith(":changed")
 
 
+def parse_bytes(text: str | None) -> int | None:
+    """`512M`, `2G`, `1.5GiB` or plain bytes; K, M and G are powers of 1024.
+
+    Raises:
+        GraphoptError: neither, or nothing.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?", text.strip())
+    size = int(float(found.group(1)) * 1024 ** " KMG".index(found.group(2).upper() or " ")) if found else 0
+    if size < 1:
+        raise GraphoptError(f"--max-memory {text!r}: wants a number of bytes, for example 512M or 2G")
+    return size
+
+
 _INPUT = [
     click.option(
         "--input-shapes",
@@ -157,6 +172,23 @@ _PIPELINE = [
         "--plan",
         type=click.Path(path_type=Path),
         help="Carry out these plans instead: a file that --plan-only printed.",
+    ),
+    click.option(
+        "--calibration-data",
+        metavar="DATA",
+        help="Samples of real inputs: .npz, .npy, a folder, package.module:function, file.py:function; or: random.",
+    ),
+    click.option("--calibration-samples", type=click.IntRange(1), help="Use this many samples."),
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path),
+        help="Use statistics that --save-calibration wrote instead of gathering them.",
+    ),
+    click.option(
+        "--save-calibration", type=click.Path(path_type=Path), help="Write the gathered statistics to a JSON file."
+    ),
+    click.option(
+        "--max-memory", metavar="SIZE", help="Memory for the values looked at while calibrating, e.g. 512M, 2G (1G)."
     ),
     click.option("--time-passes", is_flag=True, help="Print seconds per pass."),
     click.option("--dump-ir", metavar="DIR[:changed]", help="Write the text form after each pass."),
@@ -239,6 +271,12 @@ def make_options(flags: dict[str, Any]) -> Any:
         dump_dir=dump_dir,
         dump_changed_only=changed_only,
         plan=flags["plan"],
+        calibration_data=flags["calibration_data"],
+        calibration_samples=flags["calibration_samples"],
+        calibration=flags["calibration"],
+        save_calibration=flags["save_calibration"],
+        max_memory=parse_bytes(flags["max_memory"]),
+        progress=not flags["quiet"],
     )
 
 

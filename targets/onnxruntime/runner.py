@@ -30,6 +30,7 @@ from graphopt.target import Runner, TensorSpec
 from graphopt.targets.onnxruntime.settings import OptimizationLevel, SessionSettings
 
 if TYPE_CHECKING:
+    from graphopt.quantization.statistics import TensorStats
     from graphopt.target import Arrays, Feeds
     from graphopt.targets.onnxruntime.wire import Channel
 
@@ -59,12 +60,7 @@ def open_runner(
     Raises:
         GraphoptError: no such file, ONNX Runtime is missing, or it refuses the model.
     """
-    import importlib.util
-
-    if not Path(path).is_file():
-        raise GraphoptError(f"there is no model file {path}")
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingDependency("running a model", "cpu")
+    _need(Path(path))
     settings = settings or SessionSettings()
     if not isolate:
         return InProcessRunner(Path(path), settings)
@@ -82,18 +78,28 @@ def open_tapped(
     """`open_runner(...).with_taps(values)` without opening the model twice; arguments as there."""
     from graphopt.targets.onnxruntime.taps import write_tapped
 
+    _need(path)
     folder = tempfile.TemporaryDirectory(prefix="graphopt-taps-")
     settings = settings or SessionSettings()
     config = {_WEIGHTS_FOLDER: str(path.absolute().parent), **dict(settings.config)}
     try:
         tapped = write_tapped(path, values, Path(folder.name))
-        limits = {"time_limit": time_limit, "memory_limit": memory_limit}
-        runner = OrtRunner(tapped, settings.replace(config=tuple(config.items())), **limits)
+        settings = settings.replace(config=tuple(config.items()))
+        runner = OrtRunner(tapped, settings, time_limit=time_limit, memory_limit=memory_limit)
     except BaseException:
         folder.cleanup()
         raise
     runner.on_close(folder.cleanup)
     return runner
+
+
+def _need(path: Path) -> None:
+    import importlib.util
+
+    if not path.is_file():
+        raise GraphoptError(f"there is no model file {path}")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingDependency("running a model", "cpu")
 
 
 def runner_factory(
@@ -265,6 +271,25 @@ class OrtRunner(_Base):
         wanted = list(outputs) if outputs is not None else None
         _, results = self._ask("running", {"op": "run", "outputs": wanted}, packed)
         return {name: unpack(value) for name, value in results.items()}
+
+    def observe(self, feeds: Feeds, values: Sequence[str]) -> None:
+        """Run, and take these inputs and outputs into statistics that the child keeps; nothing but feeds is sent.
+
+        Args:
+            feeds: as for `run`.
+            values: names of inputs and outputs of float type.
+        """
+        from graphopt.targets.onnxruntime.wire import pack
+
+        self._check(feeds, None)
+        self._ask("running", {"op": "observe", "names": list(values)}, {k: pack(v) for k, v in feeds.items()})
+
+    def statistics(self) -> dict[str, TensorStats]:
+        """The statistics of what was observed since the last call, by name."""
+        from graphopt.quantization.statistics import TensorStats
+
+        header, _ = self._ask("reading the statistics of", {"op": "statistics"})
+        return {name: TensorStats.from_json(data) for name, data in header["statistics"].items()}
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
         """Seconds of each of `n` runs. Feeds are sent and bound once, as long as the same arrays are given."""

@@ -53,6 +53,7 @@ ALLOWED = {
         "graphopt.analysis",
         "graphopt.target",
         "graphopt.numerics",
+        "graphopt.quantization",
         "graphopt.targets",
     ),
     "graphopt.models": ("graphopt.errors", "graphopt.ir", "graphopt.models"),

@@ -1,0 +1,371 @@
+"""Calibration: samples through the model in a child process, in slices of the graph that keep a memory promise.
+
+Implements `manager.calibration.Calibration`. Not here: where samples come from (samples.py), what is kept of a tensor
+(quantization/statistics.py), and what passes do with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.checks import RUN_BYTES, RUN_SECONDS
+from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.feeds import bindings_of
+from graphopt.frontends.onnx import file_hash
+from graphopt.inputsizes import size_of
+from graphopt.ir.hash import structural_hash
+from graphopt.ir.writer import write
+from graphopt.progress import Progress
+from graphopt.quantization.statistics import Statistics, TensorStats
+from graphopt.samples import BATCH, RANDOM, Samples, inputs_of, open_samples, random_samples
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+    from graphopt.driver import Options
+    from graphopt.manager.calibration import Accumulator
+    from graphopt.targets.onnxruntime.runner import OrtRunner
+
+    Look = Callable[[OrtRunner, dict[str, Any], Sequence[str]], None]
+
+MAX_MEMORY = 1 << 30
+"""Bytes that values of one batch may take, unless the user promises another figure."""
+RANDOM_SAMPLES = 32
+
+# A value is held by the runtime, then on its way, then by whoever looks at it; the rest is the runtime's own.
+_SHARE = 4
+
+
+class Calibrating:
+    """Samples, or statistics that were saved, for the passes of one run.
+
+    Args:
+        model: the model of the run, as it is whenever samples are first asked for.
+        data: see `samples.open_samples`; or "random"; None when there are saved statistics only.
+        scratch: folder for temporary files.
+        limit: samples to use; None for all (32 random ones).
+        saved: file of statistics that `save` wrote.
+        max_memory: bytes that the values of one batch may take.
+        progress: show a bar where stderr is a terminal.
+
+    Raises:
+        GraphoptError: no such data or file, or neither is given.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        data: Any,
+        scratch: Path,
+        *,
+        limit: int | None = None,
+        saved: Path | None = None,
+        max_memory: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if data is None and saved is None:
+            raise GraphoptError("calibration needs samples or saved statistics")
+        self.max_memory = MAX_MEMORY if max_memory is None else max_memory
+        self.limit = limit
+        self._model, self._scratch, self._progress = model, scratch, progress
+        self._saved = None if saved is None else Statistics.load(saved)
+        self._saved_hash = None if saved is None else file_hash(saved)
+        self._samples: Samples | None = None
+        self._is_random = isinstance(data, str | Path) and str(data) == RANDOM
+        if data is not None and not self._is_random:
+            self._samples = open_samples(data, inputs_of(model))
+        self._has_batch = False
+        self._used_saved = self._used_samples = False
+        self.origin = self._name()
+        self.gathered = Statistics(self.origin, 0)
+
+    def _name(self) -> str:
+        if self._is_random:
+            return RANDOM
+        if self._samples is not None:
+            return self._samples.origin
+        assert self._saved is not None
+        return self._saved.origin
+
+    # ---- what passes ask -------------------------------------------------------------------------------------------
+
+    def batches(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Feeds by input name, the same each time.
+
+        Raises:
+            GraphoptError: there are saved statistics only, or the samples do not fit the model.
+        """
+        return (feeds for feeds, _ in self._counted(limit))
+
+    def runner(self, model: ir.Model, values: Sequence[str] = ()) -> OrtRunner:
+        """The model as it is now, in a child process; the named values of its main graph are further outputs.
+
+        Raises:
+            GraphoptError: a name that no value has, or the runtime refuses the model.
+        """
+        _find(model, values)
+        folder = tempfile.TemporaryDirectory(prefix="calibrate-", dir=self._scratch)
+        try:
+            write(model, Path(folder.name) / "model.onnx")
+            runner = _open(Path(folder.name) / "model.onnx", values)
+        except BaseException:
+            folder.cleanup()
+            raise
+        runner.on_close(folder.cleanup)
+        return runner
+
+    def fold(self, model: ir.Model, accumulators: Mapping[str, Accumulator], limit: int | None = None) -> None:
+        """Show each accumulator its value on every batch; one pass over the samples per slice of the graph.
+
+        Raises:
+            GraphoptError: a name that no value has, samples that do not fit, or the runtime fails.
+        """
+        inputs = {value.name for value in model.graph.inputs}
+
+        def look(runner: OrtRunner, feeds: dict[str, Any], names: Sequence[str]) -> None:
+            wanted = [name for name in names if name not in inputs]
+            results = runner.run(feeds, wanted) if wanted else {}
+            for name in names:
+                accumulators[name].update(feeds[name] if name in inputs else results[name])
+
+        for _ in self._slices(model, list(accumulators), limit, look):
+            pass
+
+    def statistics(self, model: ir.Model, values: Sequence[str]) -> Mapping[str, TensorStats]:
+        """Statistics of float values of the main graph: saved or gathered before for this very model, else gathered.
+
+        Raises:
+            GraphoptError: as `fold`; a value that is not float; or only saved statistics are there, of another model.
+        """
+        from graphopt import ir
+
+        there = _find(model, values)
+        for name in values:
+            dtype = there[name].dtype
+            if dtype is not None and not (dtype.is_floating_point() or dtype == ir.DataType.UNDEFINED):
+                raise GraphoptError(f"statistics are of float values, {name!r} is {dtype.name}")
+        key = structural_hash(model)
+        wanted = list(dict.fromkeys(values))
+        saved = None if self._saved is None else self._saved.find(key, wanted)
+        if saved is not None:
+            self._used_saved = True
+            return saved
+        if self._samples is None and not self._is_random:
+            raise GraphoptError(self._why_not_saved(key, wanted))
+        missing = [name for name in wanted if name not in self.gathered.models.get(key, {})]
+        if missing:
+            self.gathered.add(key, self._gather(model, missing))
+        found = self.gathered.find(key, wanted)
+        assert found is not None
+        return found
+
+    # ---- what the driver asks --------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the statistics that were gathered.
+
+        Raises:
+            GraphoptError: it cannot be written, or no pass asked for any.
+        """
+        if not self.gathered.models:
+            raise GraphoptError(f"no pass gathered statistics, so there are none to save to {path}")
+        assert self._samples is not None
+        self.gathered.samples, self.gathered.data = self._samples.seen or 0, self._samples.digest()
+        self.gathered.save(path)
+
+    def record(self) -> dict[str, Any] | None:
+        """What the manifest says: origin, number of samples and hashes; None when nothing was used."""
+        record: dict[str, Any] = {}
+        if self._used_saved and self._saved is not None:
+            record = {"origin": self._saved.origin, "samples": self._saved.samples, "data": self._saved.data}
+            record["statistics"] = self._saved_hash
+        if self._used_samples and self._samples is not None:
+            record |= {"origin": self.origin, "samples": self._samples.seen, "data": self._samples.digest()}
+        return record or None
+
+    def notes(self) -> list[str]:
+        """Remarks on the data."""
+        record = self.record()
+        if record is None:
+            return ["calibration data was given, and no pass asked for it"]
+        notes = list(self._samples.notes) if self._samples is not None else []
+        if record["origin"] == RANDOM:
+            notes.insert(0, "the samples are random, as asked for: what they show need not hold for real data")
+        return notes
+
+    # ---- how -------------------------------------------------------------------------------------------------------
+
+    def _need_samples(self) -> Samples:
+        if self._is_random and self._samples is None:
+            with self.runner(self._model) as runner:
+                bindings, refused = bindings_of(self._model, runner)
+            if not bindings:
+                raise GraphoptError(f"the model refuses random samples, give real ones: {refused[-1]}")
+            self._samples = random_samples(self._model, bindings[0])
+            self.limit = RANDOM_SAMPLES if self.limit is None else self.limit
+        if self._samples is None:
+            raise GraphoptError(
+                "samples are needed, and only saved statistics are there: give --calibration-data as well"
+            )
+        if not self._has_batch:
+            self._has_batch = True
+            self._samples.batch = self._batch(self._samples)
+        return self._samples
+
+    def _batch(self, samples: Samples) -> int:
+        """How many samples at a time keep the largest value within the memory that was promised."""
+        bindings = _bindings(self._model, samples.peek())
+        sizes = [_size(value, bindings) or 0 for node in self._model.graph for value in node.outputs]
+        return max(1, min(BATCH, self.max_memory // _SHARE // max(1, *sizes, 1)))
+
+    def _gather(self, model: ir.Model, names: Sequence[str]) -> dict[str, TensorStats]:
+        found: dict[str, TensorStats] = {}
+        for runner in self._slices(model, names, None, lambda runner, feeds, part: runner.observe(feeds, part)):
+            found.update(runner.statistics())
+        return found
+
+    def _slices(self, model: ir.Model, names: Sequence[str], limit: int | None, look: Look) -> Iterator[OrtRunner]:
+        """Look at every batch, slice by slice of the graph; give out the runner of each slice after its pass."""
+        values = _find(model, names)
+        if not names:
+            return
+        first = next(iter(self.batches(limit)))
+        bindings = _bindings(model, first)
+        sizes = {name: _size(values[name], bindings) for name in names}
+        with _written(model, self._scratch) as path:
+            unknown = [name for name in names if sizes[name] is None]
+            if unknown:
+                with closing(_open(path, unknown)) as runner:
+                    sizes.update({name: runner.run(first, [name])[name].nbytes for name in unknown})
+            for part in _pack(sizes, self.max_memory // _SHARE):
+                with closing(_open(path, part)) as runner, self._bar(limit) as bar:
+                    for feeds, count in self._counted(limit):
+                        look(runner, feeds, part)
+                        bar.step(count)
+                    bar.close()
+                    yield runner
+
+    def _counted(self, limit: int | None) -> Iterator[tuple[dict[str, Any], int]]:
+        samples = self._need_samples()
+        self._used_samples = True
+        bounds = [bound for bound in (limit, self.limit) if bound is not None]
+        return samples.counted(min(bounds, default=None))
+
+    def _bar(self, limit: int | None) -> Progress:
+        known = self._need_samples().expected()
+        bounds = [bound for bound in (limit, self.limit, known) if bound is not None]
+        total = None if known is None and not self._is_random else min(bounds)
+        return Progress(f"calibrating on {self.origin}", total, shown=self._progress)
+
+    def _why_not_saved(self, key: str, names: Sequence[str]) -> str:
+        assert self._saved is not None
+        if key not in self._saved.models:
+            return (
+                "the saved statistics are of another model, or of this one after other passes; "
+                "give --calibration-data to gather them anew"
+            )
+        missing = next(name for name in names if name not in self._saved.models[key])
+        return f"the saved statistics have no value {missing!r}; give --calibration-data to gather them anew"
+
+
+def _find(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
+    """Values of the main graph by name.
+
+    Raises:
+        GraphoptError: there is none of a name.
+    """
+    there = {value.name: value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.name}
+    for node in model.graph:
+        there.update({value.name: value for value in node.outputs if value.name})
+    for name in names:
+        if name not in there:
+            raise GraphoptError(f"the main graph has no value {name!r}{did_you_mean(name, there)}")
+    return {name: there[name] for name in names}
+
+
+def _bindings(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """What the symbolic dims of the inputs are in these feeds."""
+    found: dict[str, int] = {}
+    for value in model.graph.inputs:
+        shape = getattr(feeds.get(value.name or ""), "shape", ())
+        for dim, size in zip(value.shape or (), shape, strict=False):
+            if not isinstance(dim, int) and dim.value:
+                found[dim.value] = size
+    return found
+
+
+def _size(value: ir.Value, bindings: Mapping[str, int]) -> int | None:
+    """Bytes of a value under bindings; None when that is not known beforehand."""
+    if value.shape is None or value.dtype is None:
+        return None
+    count = 1
+    for dim in value.shape:
+        size = size_of(dim, bindings)
+        if size is None:
+            return None
+        count *= size
+    return count * max(1, value.dtype.bitwidth // 8)
+
+
+def _pack(sizes: Mapping[str, int | None], budget: int) -> list[list[str]]:
+    """Names in groups whose sizes stay within the budget; a larger one is alone."""
+    parts: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        assert size is not None
+        if not parts or size > room:
+            parts.append([])
+            room = budget
+        parts[-1].append(name)
+        room -= size
+    return parts
+
+
+def open_calibration(options: Options, model: ir.Model, scratch: Path) -> Calibrating | None:
+    """What the options of a run say of calibration; None when that is nothing.
+
+    Raises:
+        GraphoptError: no such data or file, or options that need data without it.
+    """
+    if options.calibration_data is None:
+        if options.calibration_samples is not None or options.save_calibration is not None:
+            flag = "--calibration-samples" if options.calibration_samples is not None else "--save-calibration"
+            raise GraphoptError(f"{flag} needs samples: give --calibration-data")
+        if options.calibration is None:
+            return None
+    if options.calibration_samples is not None and options.calibration_samples < 1:
+        raise GraphoptError(f"--calibration-samples {options.calibration_samples}: at least one is needed")
+    try:
+        return Calibrating(
+            model,
+            options.calibration_data,
+            scratch,
+            limit=options.calibration_samples,
+            saved=options.calibration,
+            max_memory=options.max_memory,
+            progress=options.progress,
+        )
+    except GraphoptError as error:
+        flag = "--calibration-data" if options.calibration is None else "--calibration"
+        raise GraphoptError(f"{flag}: {error}") from None
+
+
+@contextmanager
+def _written(model: ir.Model, scratch: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="calibrate-", dir=scratch) as folder:
+        write(model, Path(folder) / "model.onnx")
+        yield Path(folder) / "model.onnx"
+
+
+def _open(path: Path, values: Sequence[str]) -> OrtRunner:
+    """The model with taps, optimized by the runtime; its idle threads leave the cores to who looks at the values."""
+    from graphopt.targets.onnxruntime.runner import open_tapped
+    from graphopt.targets.onnxruntime.settings import SessionSettings
+
+    settings = SessionSettings(force_spinning_stop=True)
+    return open_tapped(path, values, settings, time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)

@@ -1,0 +1,186 @@
+"""Calibrating: what accumulators and statistics see, in slices and at once; saved statistics; made-up samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt import ir
+from graphopt.analysis.shapes import Shapes
+from graphopt.calibrating import Calibrating
+from graphopt.errors import GraphoptError
+from graphopt.ir.text import from_text
+from graphopt.quantization.statistics import TensorStats
+
+NET = """<ir_version: 10, opset_import: ["": 21]>
+g (float[N, 6] x, int64[N, 2] tokens) => (float[N, 4] y)
+  <float[6, 4] w, float[9, 4] table, int64[1] axes = {1}> {
+  a = MatMul (x, w)
+  e = Gather (table, tokens)
+  m = ReduceSum <keepdims = 0> (e, axes)
+  b = Add (a, m)
+  y = Relu (b) }"""
+
+
+def net() -> Any:
+    model = from_text(NET)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (6, 4)), ("table", (9, 4))):
+        model.graph.initializers[name].const_value = ir.Tensor(rng.standard_normal(shape).astype(np.float32), name=name)
+    Shapes(model).infer()
+    return model
+
+
+def samples(n: int = 20) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {"x": rng.standard_normal((n, 6)).astype(np.float32), "tokens": rng.integers(0, 9, (n, 2))}
+
+
+def calibrating(folder: Path, data: Any = None, **options: Any) -> Calibrating:
+    return Calibrating(net(), samples() if data is None else data, folder, **options)
+
+
+class Keep:
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+
+    def update(self, array: np.ndarray) -> None:
+        self.arrays.append(array.copy())
+
+
+def expected(run_model: Any) -> dict[str, np.ndarray]:
+    """All inner values on all samples."""
+    model = net()
+    for node in model.graph:
+        model.graph.outputs.extend(value for value in node.outputs if value not in model.graph.outputs)
+    return {**run_model(model, samples()), **samples()}
+
+
+@pytest.mark.parametrize("max_memory", [None, 4 * 150])
+def test_accumulators_see_their_values_batch_by_batch(tmp_path: Path, run_model: Any, max_memory: int | None) -> None:
+    calibration = calibrating(tmp_path, max_memory=max_memory)
+    names = ["a", "e", "x", "y", "tokens"]
+    kept = {name: Keep() for name in names}
+    calibration.fold(calibration._model, kept)
+    want = expected(run_model)
+    for name in names:
+        np.testing.assert_allclose(np.concatenate(kept[name].arrays), want[name], rtol=1e-5, atol=1e-6)
+    assert len(kept["a"].arrays[0]) == (8 if max_memory is None else 4)  # e is 32 bytes a sample, and 150 are allowed
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_decides_the_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt import calibrating as module
+
+    opened: list[list[str]] = []
+    plain = module._open
+    monkeypatch.setattr(module, "_open", lambda path, values: opened.append(list(values)) or plain(path, values))
+    calibration = calibrating(tmp_path, max_memory=4 * 300)
+    calibration.fold(calibration._model, {name: Keep() for name in ("a", "b", "y", "m")})
+    assert opened == [["a", "b"], ["y", "m"]]  # 8 samples of 16 bytes each
+    opened.clear()
+    calibration._model.graph.node(3).outputs[0].shape = None
+    calibration.fold(calibration._model, {name: Keep() for name in ("a", "b")})
+    assert opened == [["b"], ["a", "b"]]  # the first to measure it
+
+
+def test_statistics_are_those_of_the_values(tmp_path: Path, run_model: Any) -> None:
+    calibration = calibrating(tmp_path)
+    found = calibration.statistics(calibration._model, ["a", "y", "x", "a"])
+    want = expected(run_model)
+    assert list(found) == ["a", "y", "x"]
+    for name, stats in found.items():
+        direct = TensorStats()
+        direct.update(want[name])
+        assert stats.count == direct.count and stats.batches == 3
+        assert (stats.low, stats.high) == pytest.approx((direct.low, direct.high), rel=1e-5)
+        assert stats.variance == pytest.approx(direct.variance, rel=1e-4)
+    assert found["x"].counts.tolist() == pytest.approx(expected_counts(want["x"]))
+
+
+def expected_counts(x: np.ndarray) -> list[int]:
+    stats = TensorStats()
+    stats.update(x)
+    return stats.counts.tolist()
+
+
+def test_statistics_are_gathered_once_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration = calibrating(tmp_path)
+    model = calibration._model
+    first = calibration.statistics(model, ["a"])
+    gathered: list[Any] = []
+    plain = calibration._gather
+    monkeypatch.setattr(calibration, "_gather", lambda model, names: gathered.append(names) or plain(model, names))
+    assert calibration.statistics(model, ["a"])["a"] is first["a"]
+    calibration.statistics(model, ["a", "b"])
+    assert gathered == [["b"]]
+    model.graph.initializers["w"].const_value = ir.Tensor(np.zeros((6, 4), np.float32), name="w")
+    assert calibration.statistics(model, ["a"])["a"].high == 0
+    assert gathered == [["b"], ["a"]]
+
+
+def test_saved_statistics_serve_the_same_model_only(tmp_path: Path) -> None:
+    first = calibrating(tmp_path)
+    stats = first.statistics(first._model, ["a", "y"])["a"]
+    first.save(tmp_path / "stats.json")
+    again = Calibrating(net(), None, tmp_path, saved=tmp_path / "stats.json")
+    assert again.origin == "python" and again.record() is None
+    assert again.statistics(net(), ["a"])["a"].to_json() == stats.to_json()
+    record = again.record()
+    assert record is not None and record["samples"] == 20 and len(record["statistics"]) == 64
+    with pytest.raises(GraphoptError, match="have no value 'b'; give --calibration-data"):
+        again.statistics(net(), ["a", "b"])
+    with pytest.raises(GraphoptError, match="only saved statistics are there"):
+        again.batches()
+    other = net()
+    other.graph.initializers["w"].const_value = ir.Tensor(np.ones((6, 4), np.float32), name="w")
+    with pytest.raises(GraphoptError, match="of another model"):
+        again.statistics(other, ["a"])
+    both = Calibrating(net(), samples(), tmp_path, saved=tmp_path / "stats.json")
+    assert both.statistics(other, ["a"])["a"].count == 80
+
+
+def test_a_limit_is_kept(tmp_path: Path) -> None:
+    calibration = calibrating(tmp_path, limit=10)
+    assert calibration.statistics(calibration._model, ["a"])["a"].count == 40
+    keep = Keep()
+    calibration.fold(calibration._model, {"a": keep}, limit=3)
+    assert [len(array) for array in keep.arrays] == [3]
+    assert sum(len(feeds["x"]) for feeds in calibration.batches()) == 10
+    record = calibration.record()
+    assert record is not None and record["samples"] == 10 and len(record["data"]) == 64
+
+
+def test_random_samples_are_legal_and_marked(tmp_path: Path) -> None:
+    calibration = calibrating(tmp_path, "random")
+    assert calibration.origin == "random" and "no pass asked" in calibration.notes()[0]
+    assert calibration.statistics(calibration._model, ["a"])["a"].count == 32 * 4
+    record = calibration.record()
+    assert record is not None and record["origin"] == "random" and record["samples"] == 32
+    assert "the samples are random" in calibration.notes()[0]
+
+
+def test_a_runner_of_the_model_as_it_is(tmp_path: Path, run_model: Any) -> None:
+    calibration = calibrating(tmp_path)
+    with calibration.runner(calibration._model, ["a"]) as runner:
+        results = runner.run(samples())
+    assert list(results) == ["y", "a"]
+    np.testing.assert_allclose(results["y"], expected(run_model)["y"], rtol=1e-5, atol=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    calibration = calibrating(tmp_path)
+    with pytest.raises(GraphoptError, match="no value 'aa'; did you mean|no value 'aa'; known"):
+        calibration.statistics(calibration._model, ["aa"])
+    with pytest.raises(GraphoptError, match="statistics are of float values, 'tokens' is INT64"):
+        calibration.statistics(calibration._model, ["tokens"])
+    with pytest.raises(GraphoptError, match="no pass gathered statistics"):
+        calibration.save(tmp_path / "stats.json")
+    wrong = {**samples(), "tokens": samples()["tokens"] + 7}
+    calibration = calibrating(tmp_path, wrong)
+    with pytest.raises(GraphoptError, match="cannot run the model.*out of (data )?bounds"):
+        calibration.statistics(calibration._model, ["a"])
