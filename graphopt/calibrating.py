@@ -194,6 +194,8 @@ class Calibrating:
         if record is None:
             return ["calibration data was given, and no pass asked for it"]
         notes = list(self._samples.notes) if self._samples is not None else []
+        if record["samples"] == 1:
+            notes.insert(0, "there is one sample only; what is learnt from so little data is a guess")
         if record["origin"] == RANDOM:
             notes.insert(0, "the samples are random, as asked for: what they show need not hold for real data")
         return notes

@@ -109,8 +109,6 @@ class Samples:
             few = f"there are {cutter.dropped} samples and the model takes {cutter.fixed} at a time"
             why = few if cutter.dropped else "there are no samples in it"
             raise GraphoptError(f"calibration data {self.origin}: {why}")
-        if cutter.given == 1 and reach > 1:
-            self.note("there is one sample only; ranges from so little data are a guess")
         if cutter.dropped:
             self.note(f"{cutter.dropped} samples are left out: the model takes {cutter.fixed} at a time")
         self.seen = max(self.seen, cutter.given)

@@ -6,6 +6,7 @@ Lives here: options and the rewrite of single nodes. Which nodes is decided in _
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,11 @@ class ConvertFloat16(Pass):
         keep: op types or sites (`scope/node`) that stay in float32.
         max: the largest magnitude that may become float16.
         ranges: JSON file {value name: [min, max]} of values as observed on data; nodes beyond `max` stay in float32.
+            Without it and with calibration data, the values of the main graph are observed on that.
 
     Inputs and outputs of the model, of subgraphs and bodies of functions stay as they are; so do quantized groups, ops
     that overflow by nature, ops that schema or target do not offer in float16, and ops whose constants overflow or
-    vanish. Without `ranges` only constants are guarded against overflow, not activations.
+    vanish. Without data only constants are guarded against overflow, not activations.
 
     A mask like -3.4e38 that is only ever added before a Softmax is cut at -32752, which gives the weight 0 as well; a
     row that is masked altogether keeps finite weights, but they may be others.
@@ -59,7 +61,10 @@ class ConvertFloat16(Pass):
             raise GraphoptError(f"pass {self.name!r}: max={self.max:g} is not above 0 and at most {LARGEST:g}")
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        observed = {} if self.ranges is None else _read_ranges(self.name, Path(self.ranges), model)
+        if self.ranges is not None:
+            observed = _read_ranges(self.name, Path(self.ranges), model)
+        else:
+            observed = _observe(model, ctx)
         self._check_keep(model, ctx)
         limits = Limits("FLOAT16", self.max, frozenset(self.keep), observed)
         plan = make_plan(model, ctx, limits)
@@ -98,8 +103,8 @@ class ConvertFloat16(Pass):
         if masks:
             names = ", ".join(f"{name!r}" for name in masks[:6])
             ctx.note(f"cut at {LARGEST / 2:g}, as it only masks a Softmax: {names}{' ...' if len(masks) > 6 else ''}")
-        if self.ranges is None:
-            ctx.note("only constants were checked for overflow; ranges=FILE guards activations as observed on data")
+        if self.ranges is None and ctx.calibration is None:
+            ctx.note("only constants were checked for overflow; --calibration-data or ranges=FILE guards activations")
 
 
 def _read_ranges(name: str, path: Path, model: ir.Model) -> dict[str, tuple[float, float]]:
@@ -126,6 +131,18 @@ def _read_ranges(name: str, path: Path, model: ir.Model) -> dict[str, tuple[floa
     if found and not names.intersection(found):
         raise GraphoptError(f"{wanted}: none of its {len(found)} values is in the model")
     return found
+
+
+def _observe(model: ir.Model, ctx: Context) -> dict[str, tuple[float, float]]:
+    """Ranges of the main graph's values on the calibration data; infinite where a value was not finite."""
+    if ctx.calibration is None:
+        return {}
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    names = [value.name for value in values if value.name and is_float(value) and const_tensor(value) is None]
+    found = ctx.calibration.statistics(model, names)
+    infinite = (-math.inf, math.inf)
+    seen = {name: (stats.low, stats.high) if stats.finite else infinite for name, stats in found.items()}
+    return {name: pair for name, pair in seen.items() if pair[0] <= pair[1]}  # an empty tensor has no range
 
 
 def _is_range(pair: object) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from graphopt import ir
+from graphopt.calibrating import Calibrating
 from graphopt.errors import GraphoptError
 from graphopt.ir import make_typetable
 from graphopt.ir.constants import model_bytes
@@ -157,6 +158,33 @@ def test_observed_ranges_keep_what_overflows(tmp_path: Path) -> None:
     model = model_of(NET)
     convert(model, f'convert-float16{{max=500 ranges="{path}"}}')
     assert "Conv" not in halves(model)
+
+
+def test_calibration_data_keeps_what_overflows(tmp_path: Path) -> None:
+    def converted(scale: float, spec: str = "convert-float16") -> tuple[Any, Context]:
+        model = model_of(NET)
+        x = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32) * np.float32(scale)
+        ctx = Context(model, calibration=Calibrating(model, {"x": x}, tmp_path))
+        run(model, parse(spec), ctx)
+        return model, ctx
+
+    model, ctx = converted(1)
+    assert halves(model) == ["Cast", "Conv", "Relu", "ReduceMean", "MatMul", "Softmax"]
+    assert "only constants" not in notes(ctx)
+    model, ctx = converted(1e6)
+    assert "Conv" not in halves(model) and "reached" in reasons(ctx)["Conv"]
+    path = tmp_path / "ranges.json"
+    path.write_text(json.dumps({"c": [-1, 1]}))  # what the user says goes before what is observed
+    model, _ = converted(1e6, f'convert-float16{{ranges="{path}"}}')
+    assert "Conv" in halves(model)
+
+
+def test_a_value_that_is_infinite_on_the_data_stays(tmp_path: Path) -> None:
+    model = model_of("g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w> { t = Exp (x) \n y = MatMul (t, w) }")
+    x = np.full((2, 4), 200, np.float32)
+    ctx = Context(model, calibration=Calibrating(model, {"x": x}, tmp_path))
+    run(model, parse("convert-float16"), ctx)
+    assert halves(model) == [] and "inf" in reasons(ctx)["MatMul"]
 
 
 def test_the_target_decides_about_kernels() -> None:
