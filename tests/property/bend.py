@@ -302,7 +302,7 @@ def blinded(draft: Draft) -> Iterator[Draft]:
     """The draft, and copies in which the rewriter's own checks know less.
 
     All dims hidden behind symbols; each dim in turn a hidden 1; no rank known, as it is and with dims of 1 in front of
-    each constant in turn.
+    each constant in turn; the same with ranks that only a run shows.
     """
     yield copy.deepcopy(draft)
     forget_body_shapes(draft)
@@ -314,15 +314,23 @@ def blinded(draft: Draft) -> Iterator[Draft]:
         other = copy.deepcopy(draft)
         _shaped(other)[number].type.tensor_type.shape.dim[axis].dim_param = "fixed1"
         yield other
+    if not sizes:
+        return
+    squeezed = copy.deepcopy(draft)
     for info in _shaped(draft):
         info.type.tensor_type.ClearField("shape")
-    if sizes:
-        yield copy.deepcopy(draft)
-    for name in [name for name in draft.weights if sizes and draft.types.get(name) in FLOATS]:
-        other = copy.deepcopy(draft)
-        array = other.array(name)
-        other.weights[name] = numpy_helper.from_array(array.reshape((1,) * (5 - array.ndim) + array.shape), name)
-        yield other
+    for name, info in [(info.name, info) for info in _shaped(squeezed)]:
+        for node in squeezed.nodes:
+            rename(node, {name: f"{name}~0"})
+        info.type.tensor_type.shape.dim.add().dim_param = "fixed1"
+        squeezed.nodes.insert(0, helper.make_node("Squeeze", [name], [f"{name}~0"]))
+    for form in (draft, squeezed):
+        yield copy.deepcopy(form)
+        for name in [name for name in form.weights if form.types.get(name) in FLOATS]:
+            other = copy.deepcopy(form)
+            array = other.array(name)
+            other.weights[name] = numpy_helper.from_array(array.reshape((1,) * (5 - array.ndim) + array.shape), name)
+            yield other
 
 
 def other_type(random: Generator, draft: Draft) -> None:

@@ -170,6 +170,16 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "value",
         "a Transpose that keeps order and shape is its input",
     ),
+    (
+        "fuse-attention",
+        "without _layout._quotient: *",
+        "parts of other sizes fit no layout",
+    ),
+    (
+        "fuse-attention",
+        "without _layout._run: *",
+        "no head is split off then, so nothing is fused",
+    ),
 )
 
 
