@@ -7,7 +7,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
-FIGURES := nodes opt_time latency conformance random_graphs scale faults
+FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy
 
 .PHONY: help setup setup-torch try test test-torch test-slow lint check figures peers clean
 
@@ -19,7 +19,7 @@ help:
 	@echo "make test-slow    install the torch extra and run the tests that take over a minute"
 	@echo "make lint         ruff and mypy"
 	@echo "make check        lint and test"
-	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (about two hours)"
+	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (about three hours)"
 	@echo "make clean        remove what was built; the model cache stays"
 
 setup: $(VENV)/.installed
@@ -50,12 +50,13 @@ test-slow: setup-torch
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy benchmarks/*.py benchmarks/quant/*.py
 
 check: lint test
 
 peers: setup-torch
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.quant.quantizers
 
 # Every figure runs, also after one that misses a bar; any miss fails the target.
 figures: peers

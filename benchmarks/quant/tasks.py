@@ -1,6 +1,8 @@
 """The list of evaluation tasks, and how one gets its files.
 
-python -m benchmarks.quant.tasks [NAME ...]     builds tasks and prints the float model's metric
+    python -m benchmarks.quant.tasks [NAME ...]     makes tasks and prints the float model's metric
+
+Tasks lie in the user's cache folder, beside the zoo's models.
 """
 
 from __future__ import annotations

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+
+from graphopt.timing import BenchRow
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # the figures are scripts of the checkout, not part of the package
 
-from benchmarks.quant import fashion, filetypes, intervals, ocr, photos, tasks, text  # noqa: E402
+from benchmarks import quant_accuracy  # noqa: E402
+from benchmarks.figure import Figure, Table  # noqa: E402
+from benchmarks.quant import executed, fashion, filetypes, intervals, ocr, photos, quantizers, tasks, text  # noqa: E402
 from benchmarks.quant.task import Spec, Task, read, top1, write  # noqa: E402
 
 
@@ -141,3 +147,111 @@ def test_tasks_are_named_once_and_have_a_metric() -> None:
     assert all(spec.judges for spec in there.values())
     with pytest.raises(SystemExit, match="no such task: mobile"):
         tasks.load("mobile")
+
+
+def optimized(*nodes: tuple[str, str, str]) -> onnx.ModelProto:
+    """A graph of (op, input, output) with an int8 initializer w."""
+    made = [onnx.helper.make_node(op, [a], [b]) for op, a, b in nodes]
+    weight = onnx.numpy_helper.from_array(np.zeros(1, np.int8), "w")
+    return onnx.helper.make_model(onnx.helper.make_graph(made, "g", [], [], [weight]))
+
+
+def test_integer_nodes_are_counted_by_what_flows_in() -> None:
+    model = optimized(
+        ("QuantizeLinear", "x", "a"),
+        ("QLinearConv", "a", "b"),
+        ("MaxPool", "b", "c"),
+        ("DequantizeLinear", "c", "d"),
+        ("MaxPool", "d", "e"),
+        ("Conv", "e", "f"),
+        ("Gather", "w", "g"),
+    )
+    counted = executed.count(model)
+    assert counted == executed.Executed(nodes=7, integer=3, heavy=2, heavy_integer=1, conversions=2)
+    assert counted.share == pytest.approx(3 / 7)
+    assert counted.heavy_share == 0.5
+    assert executed.Executed(0, 0, 0, 0, 0).share == 0.0
+
+
+def test_failing_quantizers_say_why(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    code = "print('ValueError: no such op'); print('bye'); raise SystemExit(3)"
+    assert quantizers.run([sys.executable, "-c", code], output).error == "exit status 3: ValueError: no such op"
+    slow = quantizers.run([sys.executable, "-c", "import time; time.sleep(30)"], output, limit=0.2)
+    assert slow.error == "took over 0.2 s"
+    made = quantizers.run([sys.executable, "-c", "open('model.onnx', 'w')"], output)
+    assert (made.path, made.error) == (output, "")
+
+
+def test_environment_that_cannot_be_made_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(peer: Any) -> Path:
+        raise SystemExit(f"pip cannot install {peer.requirement}")
+
+    monkeypatch.setattr(quantizers, "environment", refuse)
+    made = quantizers.quantize("nncf", tmp_path / "m.onnx", tmp_path / "c.npz", tmp_path / "out")
+    assert made.error.startswith("pip cannot install nncf==")
+
+
+def measured(folder: Path, **right: int | None) -> quant_accuracy.Measured:
+    """1,000 samples of which float gets 800 right, and each tool so many of the same; None is a tool that failed."""
+    made = quantizers.Made(folder / "model.onnx")
+    scores = {name: {"top-1": (np.arange(1000) < (count or 0)).astype(float)} for name, count in right.items()}
+    tools = {
+        name: quant_accuracy.Result(made, scores[name], error="" if right[name] is not None else "exit status 1: no")
+        for name in right
+    }
+    base = {"top-1": (np.arange(1000) < 800).astype(float)}
+    return quant_accuracy.Measured(toy_task(folder), base, tools, ())
+
+
+@pytest.mark.parametrize(
+    ("right", "misses"),
+    [
+        ({"graphopt": 800, "a": 799}, 0),
+        ({"graphopt": 799, "a": 800, "b": None}, 1),  # 0.99875 of float
+        ({"graphopt": 790, "a": None}, 2),
+        ({"graphopt": 800, "a": 820}, 1),
+        ({"graphopt": None, "a": 790}, 2),
+        ({"graphopt": 801}, 0),
+    ],
+)
+def test_accuracy_bars(tmp_path: Path, right: dict[str, int | None], misses: int) -> None:
+    figure = Figure("name", "Title", "Text.", ("a bar",))
+    quant_accuracy.judge(figure, [measured(tmp_path, **right)])
+    assert len(figure.missed) == misses, figure.missed
+
+
+def test_half_of_the_tasks_have_to_be_close(tmp_path: Path) -> None:
+    close, near = measured(tmp_path, graphopt=800), measured(tmp_path, graphopt=796)
+    for tasks_, misses in (([close, near], 0), ([close, near, near], 1)):
+        figure = Figure("name", "Title", "Text.", ("a bar",))
+        quant_accuracy.judge(figure, tasks_)
+        assert len(figure.missed) == misses
+
+
+def test_best_peer_is_one_that_runs(tmp_path: Path) -> None:
+    assert measured(tmp_path, graphopt=800, a=700, b=None, c=710).best_peer() == "c"
+    assert measured(tmp_path, graphopt=800, b=None).best_peer() is None
+
+
+def test_failed_tools_keep_their_row(tmp_path: Path) -> None:
+    task = measured(tmp_path, graphopt=None)
+    (tmp_path / "model.onnx").write_bytes(b"1234")
+    rows = tuple(BenchRow("A", "", 1.0, 1.0, 1, ratio, ratio, ratio, 0.0, 0) for ratio in (1.0, 1.01))
+    table = Table(quant_accuracy.COLUMNS, words=2)
+    quant_accuracy.add_rows(table, dataclasses.replace(task, float_rows=rows))
+    assert [row[:3] for row in table.rows] == [
+        ("toy", "float, top-1 of 1000", "80.00 %"),
+        ("toy", "graphopt", "exit status 1: no"),
+    ]
+    assert "A/A 1.010" in table.rows[0][7]
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert quant_accuracy.tool_names(None) == ["graphopt", *quantizers.DEFAULT]
+    assert quant_accuracy.tool_names(["ort-u8u8"]) == ["graphopt", "ort-u8u8"]
+    assert quant_accuracy.tool_names([]) == ["graphopt"]
+    assert quant_accuracy.split("a,b") == ["a", "b"]
+    with pytest.raises(SystemExit, match="no such model here: other"):
+        quant_accuracy.tool_names(["other"])
+    assert all((ROOT / "benchmarks/quant/workers" / peer.worker).exists() for peer in quantizers.PEERS.values())
