@@ -115,12 +115,12 @@ def decide(model: ir.Model, ctx: Context, wishes: Wishes) -> tuple[dict[ir.Node,
             continue
         except NoMatch as reason:
             missed[node] = str(reason)
-    _drop_shared(chosen, weights, missed, ctx)
+    drop_shared(chosen, weights, missed, ctx)
     return chosen, missed
 
 
-def _drop_shared(
-    chosen: dict[ir.Node, Setting], weights: dict[ir.Node, Weight], missed: dict[ir.Node, str], ctx: Context
+def drop_shared(
+    chosen: dict[ir.Node, Any], weights: dict[ir.Node, Weight], missed: dict[ir.Node, str], ctx: Context
 ) -> None:
     """A weight that stays in float for one reader is not stored a second time for the others."""
     while True:

@@ -1,0 +1,182 @@
+"""Dynamic quantization: int8 weights, and activations whose scale is taken from each input as it comes.
+
+Lives here: options, plan, and the rewrite of single sites. Codes of the weights come from _weights8.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from graphopt.errors import GraphoptError
+from graphopt.ir import sites
+from graphopt.ir.builder import NoMatch
+from graphopt.ir.constants import nbytes
+from graphopt.manager.plan import PlanPass
+from graphopt.passes.quantize._dynamic_forms import INTEGER, emit, integer_weight, quantized_input
+from graphopt.passes.quantize._selectors import select
+from graphopt.passes.quantize._weight_plan import drop_shared
+from graphopt.passes.quantize._weight_sites import ALREADY, DONE, Weight, find_weight
+from graphopt.passes.quantize._weights8 import Ranges
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.ir.builder import Builder
+    from graphopt.manager.context import Context
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(PlanPass):
+    """MatMul(x, w) -> Cast(MatMulInteger(DynamicQuantizeLinear(x), q)) * (x_scale * scale); Gemm and Conv likewise
+
+    Options:
+        ops: MatMul, Gemm, and on request Conv.
+        skip: sites, op types or regular expressions of sites that stay in float.
+        ranges: `max` spans the largest weight of an output channel, `mse` clips where that lowers the squared error.
+        saturation: `safe` makes weights that cannot saturate the 16-bit sums of CPUs without VNNI, `ignore` does not;
+            `auto` asks the target.
+
+    Weights are symmetric, with a scale per output channel. ONNX Runtime fuses the group, and the Add of a bias behind
+    it, into DynamicQuantizeMatMul, or into MatMulIntegerToFloat where several products read one quantized input. The
+    plan is {"sites": {site: {"safe": bool}}}.
+    """
+
+    name: ClassVar[str] = "quantize-dynamic"
+    stage: ClassVar[str] = "quantize"
+    level: ClassVar[int | None] = None
+    tolerance = "lossy"
+
+    ops: tuple[Literal["MatMul", "Gemm", "Conv"], ...] = ("MatMul", "Gemm")
+    skip: tuple[str, ...] = ()
+    ranges: Ranges = "max"
+    saturation: Literal["auto", "safe", "ignore"] = "auto"
+
+    def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
+        safe = self.saturation == "safe" or (self.saturation == "auto" and ctx.has_quirk("u8s8-saturates"))
+        there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
+        skip = select(self.skip, there, f"pass {self.name!r}: skip")
+        chosen: dict[ir.Node, dict[str, bool]] = {}
+        weights: dict[ir.Node, Weight] = {}
+        missed: dict[ir.Node, str] = {}
+        for node in there.values():
+            if node.op_type in DONE:
+                missed[node] = ALREADY
+            if node.domain != "" or node.op_type not in self.ops:
+                continue
+            try:
+                if node in skip:
+                    raise NoMatch("asked for by skip")
+                weights[node] = _find(node, ctx, safe)
+                chosen[node] = {"safe": safe}
+            except NoMatch as reason:
+                missed[node] = str(reason)
+        drop_shared(chosen, weights, missed, ctx)
+        for node, why in missed.items():
+            ctx.remarks.missed(self.name, ctx.rewriter.site(node), node.op_type, why)
+        return {"sites": {ctx.rewriter.site(node): entry for node, entry in chosen.items()}}
+
+    def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
+        entries = decisions.get("sites")
+        if not isinstance(entries, Mapping):
+            raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: {{safe: bool}}}}}}")
+        there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
+        for site, entry in entries.items():
+            if site not in there or there[site].domain or there[site].op_type not in INTEGER:
+                raise GraphoptError(f"the plan of {self.name!r}: there is no MatMul, Gemm or Conv {site!r}")
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("safe"), bool):
+                raise GraphoptError(f"the plan of {self.name!r}: the entry for {site!r} wants {{safe: bool}}")
+        work = _Work(ctx, self.ranges)
+        for site, node in there.items():
+            if site in entries:
+                work.attempt(node, bool(entries[site]["safe"]))
+
+
+def _find(node: ir.Node, ctx: Context, safe: bool) -> Weight:
+    """The weight of a node that can be quantized.
+
+    Raises:
+        NoMatch: why it stays in float.
+    """
+    weight = find_weight(node, ctx)
+    integer = INTEGER[node.op_type]
+    if weight.tensor.dtype.name != "FLOAT":
+        raise NoMatch(f"its weight is {weight.tensor.dtype.name.lower()}; DynamicQuantizeLinear takes float")
+    transposed = node.attributes.get("transA")
+    if transposed is not None and transposed.as_int():
+        raise NoMatch(f"{integer} does not transpose its input")
+    if node.op_type == "Conv" and safe:
+        raise NoMatch("nothing is known of the order in which ConvInteger adds, so saturation is not ruled out")
+    if ctx.rewriter.opset("", node) < 11:
+        raise NoMatch("DynamicQuantizeLinear exists from opset 11 on")
+    for reason in (ctx.supports("DynamicQuantizeLinear"), ctx.supports(integer, "", "UINT8")):
+        if reason is not None:
+            raise NoMatch(reason)
+    if nbytes(weight.tensor) > ctx.max_bytes:
+        raise NoMatch(f"its weight has {nbytes(weight.tensor)} bytes, over the limit of {ctx.max_bytes}")
+    return weight
+
+
+class _Work:
+    """Rewrites sites one by one; products of one value share its quantized form, readers of one weight its codes."""
+
+    def __init__(self, ctx: Context, ranges: Ranges) -> None:
+        self.ctx, self.ranges = ctx, ranges
+        self._inputs: dict[tuple[ir.Value, ir.Graph], tuple[ir.Value, ...]] = {}
+        self._weights: dict[tuple[Any, ...], tuple[ir.Value, ...]] = {}
+
+    def attempt(self, node: ir.Node, safe: bool) -> None:
+        ctx, rewriter = self.ctx, self.ctx.rewriter
+        site, op_type, source, graph = rewriter.site(node), node.op_type, node.inputs[0], node.graph
+        assert source is not None and graph is not None
+        op = rewriter.builder(node)
+        try:
+            weight = _find(node, ctx, safe)
+            activation = _alive(self._inputs.get((source, graph))) or quantized_input(op, source)
+            constants = self._constants(op, weight, safe)
+            rewriter.replace(node, emit(op, weight, activation, constants), op)
+        except NoMatch as reason:
+            op.discard()
+            ctx.remarks.missed(ctx.pass_name, site, op_type, str(reason))
+            return
+        except BaseException:
+            op.discard()
+            raise
+        self._inputs[source, graph] = activation
+        self._weights[_key(weight, safe)] = constants
+        how = " that cannot saturate" if safe else ""
+        ctx.remarks.applied(
+            ctx.pass_name, site, op_type, f"int8 weights{how}, and an input that is quantized on each run"
+        )
+
+    def _constants(self, op: Builder, weight: Weight, safe: bool) -> tuple[ir.Value, ...]:
+        """Codes and scales, in the graph of the original, where all its readers see them."""
+        known = _alive(self._weights.get(_key(weight, safe)))
+        if known is not None:
+            return known
+        codes, scale = integer_weight(weight, self.ranges, safe)
+        producer = weight.value.producer()
+        home = producer.graph if producer is not None else weight.value.graph
+        assert home is not None
+        maker = op if home is op.anchor.graph else self.ctx.rewriter.builder(next(iter(home)))
+        made = (maker.const(codes, f"{weight.value.name}_codes"), maker.const(scale, f"{weight.value.name}_scale"))
+        if maker is not op:
+            op.constants += maker.constants
+        return made
+
+
+def _key(weight: Weight, safe: bool) -> tuple[Any, ...]:
+    alpha = weight.node.attributes.get("alpha")
+    return weight.value, weight.across, None if alpha is None else alpha.as_float(), safe, weight.node.op_type == "Conv"
+
+
+def _alive(values: tuple[ir.Value, ...] | None) -> tuple[ir.Value, ...] | None:
+    """Values made for an earlier site, while they are part of the graph."""
+    if values is None:
+        return None
+    producers = (value.producer() for value in values)
+    there = all(
+        (producer.graph if producer is not None else value.graph) is not None
+        for value, producer in zip(values, producers, strict=True)
+    )
+    return values if there else None
