@@ -98,10 +98,18 @@ class KeepResidualSum(NodePass):
         m.require(m.ctx.has_quirk("slow-skip-layer-norm"), "the target fuses the sum without loss, or not at all")
         m.sole_use(source)
         m.require(m.rank(source) == 3 and m.is_float(source), "the runtime fuses only sums of rank 3")
-        m.not_quantized((*add.inputs, source))
+        for value in (*add.inputs, source):
+            m.require(not _in_qdq_group(value), f"value {value.name!r} belongs to a quantize/dequantize group")
         m.require(len(node.outputs) == 1, "mean or deviation is asked for")
         m.interior = [add]
         return op.clone(node, [op.Sum(*add.inputs), *node.inputs[1:]])
+
+
+def _in_qdq_group(value: ir.Value) -> bool:
+    """Whether a runtime may make an integer op of what is beside the value; DynamicQuantizeLinear only reads it."""
+    producer = value.producer()
+    near = [use.node for use in value.uses()] + ([producer] if producer is not None else [])
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in near)
 
 
 def _uses_in_norm(norm: Norm, last: ir.Node) -> int:
