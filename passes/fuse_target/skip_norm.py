@@ -99,7 +99,7 @@ class KeepResidualSum(NodePass):
         m.sole_use(source)
         m.require(m.rank(source) == 3 and m.is_float(source), "the runtime fuses only sums of rank 3")
         for value in (*add.inputs, source):
-            m.require(not _in_qdq_group(value), f"value {value.name!r} belongs to a quantize/dequantize group")
+            m.require(value is None or not _in_qdq_group(value), "the sum belongs to a quantize/dequantize group")
         m.require(len(node.outputs) == 1, "mean or deviation is asked for")
         m.interior = [add]
         return op.clone(node, [op.Sum(*add.inputs), *node.inputs[1:]])
