@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figure import ROOT
+from benchmarks.figure import ROOT, say
 from benchmarks.peers import Peer, environment
 from benchmarks.scale import TreeMemory
 
@@ -135,7 +135,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environments of the peers' quantizers.")
     parser.add_argument("names", nargs="*", default=list(DEFAULT), metavar="NAME")
     for name in parser.parse_args().names:
-        print(f"{name}: {environment(PEERS[name].peer)}")
+        try:
+            print(f"{name}: {environment(PEERS[name].peer)}")
+        except SystemExit as error:  # the table says it too, in the peer's rows
+            say(f"{name}: {error}")
     return 0
 
 
