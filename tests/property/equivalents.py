@@ -180,6 +180,16 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "without _layout._run: *",
         "no head is split off then, so nothing is fused",
     ),
+    (
+        "fuse-rotary-embedding",
+        "without _layout._run: *",
+        "the rest would not fill the shape",
+    ),
+    (
+        "keep-residual-sum",
+        "without *: not _in_qdq_group(value)",
+        "low-precision groups stay together",
+    ),
 )
 
 
