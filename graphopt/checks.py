@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +44,32 @@ class Numbers:
     tolerance: str = "exact"
     details: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    gates: tuple[str, ...] = ()
+    """Gates on accuracy that judged the loss."""
 
-    def verdict(self) -> dict[str, str]:
+    def verdict(self) -> dict[str, Any]:
         """The part that is the same for the same inputs: it stands in the manifest."""
         return {
             "status": self.status,
             "tolerance": self.tolerance,
             "reason": self.reason if self.status != "passed" else "",
+            **self._judges(),
         }
 
     def as_json(self) -> dict[str, Any]:
-        return {"status": self.status, "reason": self.reason, "tolerance": self.tolerance, **self.details}
+        first = {"status": self.status, "reason": self.reason, "tolerance": self.tolerance}
+        return {**first, **self._judges(), **self.details}
+
+    def judged_by(self, gates: Sequence[str]) -> Numbers:
+        """The verdict when gates on accuracy were met: they judge the loss; what lies between must have passed."""
+        stretches = self.details.get("stretches", ())
+        open_ = self.status != "not-checked" or self.tolerance != "lossy"
+        if open_ or not gates or any(row["status"] != "passed" for row in stretches):
+            return self
+        return replace(self, status="passed", reason="", gates=tuple(gates))
+
+    def _judges(self) -> dict[str, Any]:
+        return {"judged_by": list(self.gates)} if self.gates else {}
 
 
 class Check:

@@ -19,6 +19,7 @@ from graphopt.checks import Check, Numbers, data_files
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
+from graphopt.gating import Gating
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
@@ -62,6 +63,8 @@ class Options:
         save_calibration: file to write the statistics to.
         max_memory: bytes that the values looked at while calibrating may take at a time.
         progress: show how far calibration is, where stderr is a terminal.
+        gates: compile only: what must be reached for anything to be written, e.g. "metric>=0.99x" (graphopt/gates.py).
+        evaluate: compile only: the user's metric, a function of a runner or its name `module:function`.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
@@ -91,6 +94,8 @@ class Options:
     save_calibration: Path | None = None
     max_memory: int | None = None
     progress: bool = False
+    gates: tuple[str, ...] = ()
+    evaluate: Any = None
     frozen: bool = False
 
 
@@ -142,6 +147,8 @@ def optimize(
         GraphoptError: bad input, a broken rule, wrong numbers (VerificationError), or an unmet requirement.
     """
     options = options or Options()
+    if options.gates or options.evaluate is not None:
+        raise GraphoptError("gates judge what a target runs: compile the model, opt only rewrites it")
     chosen_target = make_target(target) if isinstance(target, str) else target
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         job = _Job(source, chosen_target, options, Path(scratch))
@@ -242,6 +249,7 @@ def compile(
     options = options or Options()
     chosen = make_target(target) if isinstance(target, str) else target
     out = Path(output)
+    gating = Gating(options)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, artifacts.publish(out) as folder:
         job = _Job(source, chosen, options, Path(scratch))
         job.transform()
@@ -252,6 +260,9 @@ def compile(
             numbers = job.check.skipped("numerics are off")
         else:
             numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
+        numbers = gating.judge(
+            job, files, folder, numbers, lambda source, changed, place: _Job(source, chosen, changed, place)
+        )
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
         manifest = {
@@ -267,13 +278,14 @@ def compile(
             "settings": dict(files.settings),
             "target": str(chosen),
             "versions": versions(),
+            **gating.record(),
         }
         calibrated = job.calibration.record() if job.calibration is not None else None
         if calibrated is not None:
             manifest["calibration"] = calibrated
         if options.frozen:
             artifacts.check_frozen(out, manifest)
-        report = {**job.summary(numbers), "notes": list(files.notes), "machine": machine()}
+        report = {**job.summary(numbers), **gating.report(), "notes": list(files.notes), "machine": machine()}
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
     return Artifact(out, manifest, report)

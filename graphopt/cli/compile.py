@@ -20,16 +20,38 @@ from graphopt.cli import common, report
     "--target", default="cpu", show_default=True, help="E.g. cpu, cuda, 'onnxruntime{device=cuda provider=tensorrt}'."
 )
 @click.option("--frozen", is_flag=True, help="Fail (4) unless the artifact that is there comes out again.")
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="TEXT",
+    help="Write nothing (exit 3) unless this is reached: 'metric>=0.99x', 'latency<=1.0x', 'size<=0.3x', "
+    "'cosine>=0.999', 'sqnr>=20', 'top1>=0.98', 'max-abs<=0.1'; repeatable.",
+)
+@click.option(
+    "--eval",
+    "evaluate",
+    metavar="FUNCTION",
+    help="Your metric: module:function or file.py:function; takes a runner, returns a number or one per sample.",
+)
 @common.plan_only_option
 @common.pipeline_options
 def command(
-    model: str | None, model_option: str | None, output: Path, target: str, frozen: bool, plan_only: bool, **flags: Any
+    model: str | None,
+    model_option: str | None,
+    output: Path,
+    target: str,
+    frozen: bool,
+    gates: tuple[str, ...],
+    evaluate: str | None,
+    plan_only: bool,
+    **flags: Any,
 ) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
     from graphopt import driver
 
     source = common.pick_model(model, model_option)
-    options = dataclasses.replace(common.make_options(flags), frozen=frozen)
+    options = dataclasses.replace(common.make_options(flags), frozen=frozen, gates=gates, evaluate=evaluate)
     if plan_only:
         common.print_plans(source, target, options)
         return

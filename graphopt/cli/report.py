@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
             site = f" {remark['site']}" if remark["site"] else ""
             say(f"  {remark['status']}: {remark['pass']}{site}: {remark['reason']}")
     say(f"  numerics {_verdict(report['numerics'])}")
+    for line in _evaluation(report.get("evaluation", {})):
+        say(f"  {line}")
     for note in report.get("notes", ()):
         if not (note.startswith(_NOT_RUN) and report["numerics"]["reason"].startswith(_NOT_RUN)):  # once is enough
             say(f"  note: {note}")
@@ -63,7 +66,25 @@ def _size(count: int) -> str:
 
 def _verdict(numerics: dict[str, Any]) -> str:
     reason = f": {numerics['reason']}" if numerics.get("reason") else ""
+    if numerics.get("judged_by"):
+        reason = f" by {', '.join(numerics['judged_by'])}"
     return f"{numerics['status']}{reason}"
+
+
+def _evaluation(found: dict[str, Any]) -> Iterator[str]:
+    """A line per gate, and the user's metric of both models."""
+    metric = found.get("metric")
+    if metric is not None:
+        before, after, ratio = metric["float"]["value"], metric["compiled"]["value"], metric["ratio"]
+        yield f"metric   {metric['name']}: float {before:.5g}, compiled {after:.5g}, ratio {_interval(ratio)}"
+    for row in found.get("gates", ()):
+        yield f"gate     {row['gate']} is met: {_interval(row)} {row['detail']}".rstrip()
+
+
+def _interval(row: dict[str, Any]) -> str:
+    is_known = row["low"] is not None and row["low"] != row["high"]
+    value, low, high = (float(row[key] if row[key] is not None else "nan") for key in ("value", "low", "high"))
+    return f"{value:.5g}" + (f" [{low:.5g}, {high:.5g}]" if is_known else "")
 
 
 def _timings(report: dict[str, Any]) -> str:

@@ -51,9 +51,20 @@ class WrongSlope(NodePass):
     def rewrite_node(self, op, m, node):
         return op.LeakyRelu(node.inputs[0], alpha=0.1)
 '''
+METRIC = """
+import numpy as np
+
+def mean(runner):
+    return [1.0, 2.0]
+"""
+GATES = ("--eval", "metric.py:mean", "--gate", "cosine>=0.9,latency<=10x", "--gate", "size<=2x,metric>=0.5x")
 # verb -> arguments, exit code. The files and the artifact `build` are made by the fixture.
 VERBS: dict[str, tuple[tuple[str, ...], int]] = {
     "compile": (("compile", "model.onnx", "-o", "again", *PASSES), 0),
+    "compile --gate": (
+        ("compile", "model.onnx", "-o", "gated", "--data", "x.npz", *GATES, *PASSES),
+        0,
+    ),
     "opt": (("opt", "model.onnx", *PASSES), 0),
     "run": (("run", "build", "--data", "x.npz"), 0),
     "bench": (("bench", "model.onnx", "build", "--duration", "0.02", "--data", "x.npz"), 0),
@@ -72,7 +83,20 @@ VERBS: dict[str, tuple[tuple[str, ...], int]] = {
     "doctor": (("doctor",), 0),
 }
 # Fields that depend on the machine or the clock, besides all floats.
-MASKED = {"cpus", "rounds", "runs", "peak_memory", "expected", "got", "index", "available", "problems", "isa", "gpus"}
+MASKED = {
+    "cpus",
+    "rounds",
+    "runs",
+    "peak_memory",
+    "expected",
+    "got",
+    "index",
+    "available",
+    "detail",
+    "problems",
+    "isa",
+    "gpus",
+}
 # Lists and objects that grow with the project: only their first member is kept.
 SAMPLED = {"models", "options", "targets", "cases"}
 # Objects whose keys are data: passes, ops, domains, precisions.
@@ -83,7 +107,7 @@ UNSTABLE = re.compile(r"\d\.\d|installed")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.onnx, odd.onnx (its Conv has a second reader), quantized.onnx, original.onnx, x.npz, wrong.py, `build`."""
+    """Models (the Conv of odd.onnx has a second reader), x.npz, wrong.py, metric.py and the artifact `build`."""
     folder = tmp_path_factory.mktemp("verbs")
     write(from_text(MODEL), folder / "model.onnx")
     odd = MODEL.replace("[relu] y = Relu(i)", "[sum] t = Add(i, h) [relu] y = Relu(t)")
@@ -91,6 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(from_text(QUANTIZED), folder / "quantized.onnx")
     write(from_text(ORIGINAL), folder / "original.onnx")
     (folder / "wrong.py").write_text(WRONG)
+    (folder / "metric.py").write_text(METRIC)
     np.savez(folder / "x.npz", x=np.linspace(-1, 1, 2 * 3 * 64, dtype=np.float32).reshape(2, 3, 8, 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

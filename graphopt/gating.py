@@ -1,0 +1,186 @@
+"""Gates of one compile run: makes the float model to compare with, has both measured, and lets a gate judge the loss.
+
+    gating = Gating(options)                      # reads gates and the metric's name before any work is done
+    numbers = gating.judge(run, files, folder, numbers)
+
+Not here: measuring (evaluation.py), what a gate's text says (gates.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from graphopt.errors import GraphoptError
+from graphopt.evaluation import SAMPLES, Compiled, Evaluation, Samples, check_complete, evaluate
+from graphopt.gates import ACCURACY, parse_gates, require
+from graphopt.running import Runnable
+from graphopt.samplefiles import function_named
+from graphopt.samples import inputs_of, open_samples
+
+if TYPE_CHECKING:
+    from graphopt.checks import Numbers
+    from graphopt.driver import Options, _Job
+    from graphopt.target import CompiledFiles, Runner, Target
+
+    MakeJob = Callable[[Any, Options, Path], _Job]
+
+
+class Gating:
+    """What `--gate` and `--eval` ask of a run.
+
+    Attributes:
+        evaluation: what was measured; None before `judge`, or when nothing was asked.
+
+    Raises:
+        GraphoptError: a gate that cannot be read, or that needs samples or a metric which are not given.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.gates = parse_gates(options.gates)
+        self.name, self._function = _metric(options.evaluate)
+        self.evaluation: Evaluation | None = None
+        has_samples = options.data is not None or options.calibration_data is not None
+        check_complete(self.gates, has_samples, self._function is not None)
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.gates) or self._function is not None
+
+    def judge(self, job: _Job, files: CompiledFiles, folder: Path, numbers: Numbers, make_job: MakeJob) -> Numbers:
+        """Measure, and refuse a model that misses a gate.
+
+        Args:
+            job: the run whose result lies in `folder`.
+            files: what the target wrote there.
+            numbers: the verdict without gates.
+            make_job: another run, from a source, options and a scratch folder: the driver's.
+
+        Returns:
+            The verdict; a loss that only a gate can judge is passed when gates on accuracy are met.
+
+        Raises:
+            GateError: a gate is not met, or cannot be judged on this machine.
+        """
+        if not self.asked or numbers.status == "failed":
+            return numbers
+        start = time.perf_counter()
+        assert job.target is not None
+        candidate = _compiled(job.target, files, folder)
+        lossy = lossy_passes(job)
+        twin = job
+        base = candidate
+        if lossy:
+            twin, base = self._float(job, lossy, make_job)
+        self.evaluation = evaluate(
+            self.gates,
+            candidate,
+            base,
+            samples=self._samples(job, twin),
+            feeds=self._feeds(job, twin),
+            function=self._function,
+            name=self.name,
+        )
+        job.seconds["gates"] = time.perf_counter() - start
+        require(self.evaluation.outcomes)
+        return numbers.judged_by([str(gate) for gate in self.gates if gate.name in ACCURACY])
+
+    def _float(self, job: _Job, lossy: tuple[str, ...], make_job: MakeJob) -> tuple[_Job, Compiled]:
+        """The same source through the same pipeline without its lossy passes, compiled for the same target."""
+        assert job.target is not None
+        scratch, folder = job.scratch / "float", job.scratch / "float-compiled"
+        scratch.mkdir()
+        folder.mkdir()
+        options = float_options(self.options, str(job.pipeline.without(lossy)))
+        source = job.source
+        if job.origin is None:  # the model was changed in place, and its inputs are specialised
+            source, options = job.check.fresh(), replace(options, input_shapes={}, dims={})
+        twin = make_job(source, options, scratch)
+        twin.transform()
+        files = job.target.compile(twin.model, folder, options.external_data)
+        return twin, _compiled(job.target, files, folder)
+
+    def _samples(self, job: _Job, twin: _Job) -> Samples | None:
+        options = self.options
+        if options.data is not None:
+            found = open_samples(options.data, inputs_of(twin.model))
+            return Samples(found.origin, lambda: found.batches(SAMPLES))
+        if options.calibration_data is None or job.calibration is None:
+            return None
+        calibration = job.calibration
+        return Samples(calibration.origin, lambda: calibration.batches(SAMPLES))
+
+    def _feeds(self, job: _Job, twin: _Job) -> Mapping[str, Any] | None:
+        """One sample to time the models on; made inputs where there are none."""
+        if not any(gate.name == "latency" for gate in self.gates):
+            return None
+        options = self.options
+        data = options.data if options.data is not None else options.calibration_data
+        if data is not None and str(data) != "random":
+            return open_samples(data, inputs_of(twin.model), batch=1).peek()
+        cases = [case for case in job.check.cases() if not case.special]
+        if not cases:
+            raise GraphoptError("there is nothing to time the models on, no made inputs were accepted: give --data")
+        return cases[0].feeds
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says: the gates that were met."""
+        return {"gates": [str(gate) for gate in self.gates]} if self.gates else {}
+
+    def report(self) -> dict[str, Any]:
+        """What the report says."""
+        return {"evaluation": self.evaluation.as_json()} if self.evaluation is not None else {}
+
+
+def lossy_passes(job: _Job) -> tuple[str, ...]:
+    """Names of the passes of a run's pipeline that lose something; empty when none of them changed the model."""
+    assert job.result is not None
+    effects = job.result.effects()
+    names = dict.fromkeys(item.name for item in job.pipeline.passes() if item.tolerance == "lossy")
+    return tuple(names) if any(effects.get(name) for name in names) else ()
+
+
+def float_options(options: Options, pipeline: str) -> Options:
+    """Options of the run that makes the float model: the pipeline given, nothing checked, printed or written."""
+    return replace(
+        options,
+        passes=pipeline or "O0",
+        recipe=None,
+        disable=(),
+        opset=None,
+        numerics="off",
+        require_numerics=False,
+        require_effect=False,
+        bisect_limit=None,
+        print_after=(),
+        dump_dir=None,
+        repro=None,
+        plan=None,
+        calibration_data=None,
+        calibration_samples=None,
+        calibration=None,
+        save_calibration=None,
+        gates=(),
+        evaluate=None,
+    )
+
+
+def _compiled(target: Target, files: CompiledFiles, folder: Path) -> Compiled:
+    size = sum((folder / name).stat().st_size for name in files.files)
+    return Compiled(Runnable(folder / files.main, target, dict(files.settings)), size)
+
+
+def _metric(evaluate: Any) -> tuple[str, Callable[[Runner], Any] | None]:
+    """Name and function of `--eval`."""
+    if evaluate is None:
+        return "", None
+    if callable(evaluate):
+        return getattr(evaluate, "__name__", "metric"), evaluate
+    try:
+        return str(evaluate), cast("Callable[[Runner], Any]", function_named(str(evaluate)))
+    except GraphoptError as error:
+        raise GraphoptError(f"--eval: {error}") from None
