@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from graphopt.checks import RUN_BYTES, RUN_SECONDS
 from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.feeds import bindings_of
 from graphopt.frontends.onnx import file_hash
-from graphopt.inputsizes import size_of
+from graphopt.inputsizes import is_unnamed, size_of
 from graphopt.ir.hash import structural_hash
 from graphopt.ir.writer import write
 from graphopt.progress import Progress
@@ -100,7 +100,7 @@ class Calibrating:
         Raises:
             GraphoptError: there are saved statistics only, or the samples do not fit the model.
         """
-        return (feeds for feeds, _ in self._counted(limit))
+        return iter(feeds for feeds, _ in self._counted(limit))
 
     def runner(self, model: ir.Model, values: Sequence[str] = ()) -> OrtRunner:
         """The model as it is now, in a child process; the named values of its main graph are further outputs.
@@ -214,16 +214,7 @@ class Calibrating:
             raise GraphoptError(
                 "samples are needed, and only saved statistics are there: give --calibration-data as well"
             )
-        if not self._has_batch:
-            self._has_batch = True
-            self._samples.batch = self._batch(self._samples)
         return self._samples
-
-    def _batch(self, samples: Samples) -> int:
-        """How many samples at a time keep the largest value within the memory that was promised."""
-        bindings = _bindings(self._model, samples.peek())
-        sizes = [_size(value, bindings) or 0 for node in self._model.graph for value in node.outputs]
-        return max(1, min(BATCH, self.max_memory // _SHARE // max(1, *sizes, 1)))
 
     def _gather(self, model: ir.Model, names: Sequence[str]) -> dict[str, TensorStats]:
         found: dict[str, TensorStats] = {}
@@ -236,24 +227,44 @@ class Calibrating:
         values = _find(model, names)
         if not names:
             return
-        first = next(iter(self.batches(limit)))
-        bindings = _bindings(model, first)
-        sizes = {name: _size(values[name], bindings) for name in names}
-        with _written(model, self._scratch) as path:
-            unknown = [name for name in names if sizes[name] is None]
-            if unknown:
-                with closing(_open(path, unknown)) as runner:
-                    sizes.update({name: runner.run(first, [name])[name].nbytes for name in unknown})
-            for part in _pack(sizes, self.max_memory // _SHARE):
-                with closing(_open(path, part)) as runner, self._bar(limit) as bar:
+        budget = self.max_memory // _SHARE
+        sample = self._need_samples().peek()
+        sizes = {name: _size(value, _bindings(model, sample)) for name, value in values.items()}
+        unknown = [name for name, size in sizes.items() if size is None]
+        with _written(model, self._scratch) as path, ExitStack() as stack:
+            # Sizes that nobody can tell are measured, where possible in the session that is used afterwards.
+            probed = list(sizes) if sum(size or 0 for size in sizes.values()) <= budget else unknown
+            probe = stack.enter_context(closing(_open(path, probed))) if unknown else None
+            sizes.update(probe.sizes(sample, unknown) if probe is not None else {})
+            total = sum(size or 0 for size in sizes.values())
+            batch = self._choose_batch(lambda: total)
+            for part in _pack({name: (size or 0) * batch for name, size in sizes.items()}, budget):
+                runner = (
+                    probe if probe is not None and probed == part else stack.enter_context(closing(_open(path, part)))
+                )
+                with self._bar(limit) as bar:
                     for feeds, count in self._counted(limit):
                         look(runner, feeds, part)
                         bar.step(count)
-                    bar.close()
-                    yield runner
+                yield runner
+                runner.close()
+
+    def _choose_batch(self, sample_bytes: Callable[[], int]) -> int:
+        """How many samples go together: chosen once, so that all values that are first looked at fit in one slice."""
+        samples = self._need_samples()
+        if not self._has_batch:
+            self._has_batch = True
+            samples.batch = max(1, min(BATCH, self.max_memory // _SHARE // max(1, sample_bytes())))
+        return samples.batch
+
+    def _sample_bytes(self) -> int:
+        """Bytes of all values of the model on one sample, as far as they are known."""
+        bindings = _bindings(self._model, self._need_samples().peek())
+        return sum(_size(value, bindings) or 0 for node in self._model.graph for value in node.outputs)
 
     def _counted(self, limit: int | None) -> Iterator[tuple[dict[str, Any], int]]:
         samples = self._need_samples()
+        self._choose_batch(self._sample_bytes)
         self._used_samples = True
         bounds = [bound for bound in (limit, self.limit) if bound is not None]
         return samples.counted(min(bounds, default=None))
@@ -296,9 +307,13 @@ def _bindings(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int
     for value in model.graph.inputs:
         shape = getattr(feeds.get(value.name or ""), "shape", ())
         for dim, size in zip(value.shape or (), shape, strict=False):
-            if not isinstance(dim, int) and dim.value:
+            if not isinstance(dim, int) and dim.value and not is_unnamed(dim):
                 found[dim.value] = size
     return found
+
+
+def _bytes(feeds: Mapping[str, np.ndarray]) -> int:
+    return sum(getattr(value, "nbytes", 0) for value in feeds.values())
 
 
 def _size(value: ir.Value, bindings: Mapping[str, int]) -> int | None:
@@ -314,12 +329,11 @@ def _size(value: ir.Value, bindings: Mapping[str, int]) -> int | None:
     return count * max(1, value.dtype.bitwidth // 8)
 
 
-def _pack(sizes: Mapping[str, int | None], budget: int) -> list[list[str]]:
+def _pack(sizes: Mapping[str, float], budget: int) -> list[list[str]]:
     """Names in groups whose sizes stay within the budget; a larger one is alone."""
     parts: list[list[str]] = []
-    room = 0
+    room = 0.0
     for name, size in sizes.items():
-        assert size is not None
         if not parts or size > room:
             parts.append([])
             room = budget

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BINS = 4096
 """Of a histogram, both signs together. Its ends lie at most twice as far out as the values, so 1024 or more of a side
 are in use: four for each step of eight bits."""
+EXACT, SUBSET = 1 << 18, 1 << 13
+"""Elements of a tensor that are all put into the histogram; and after those, elements of a batch."""
 MOMENTUM = 0.9
 FORMAT = 1
 
@@ -34,6 +36,25 @@ def _zeros() -> np.ndarray:
     import numpy as np
 
     return np.zeros(BINS, np.int64)
+
+
+def _ends(flat: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest element; NaN when there is one."""
+    low, high = math.inf, -math.inf
+    for start in range(0, flat.size, _CHUNK):
+        piece = flat[start : start + _CHUNK]
+        low, high = min(float(piece.min()), low), max(float(piece.max()), high)
+        if low != low or high != high:
+            break
+    return low, high
+
+
+def _stride(size: int) -> int:
+    """How far apart the elements are that stand for a tensor: prime to its size, so that no channel is left out."""
+    stride = max(1, size // SUBSET)
+    while math.gcd(stride, size) > 1:
+        stride -= 1
+    return stride
 
 
 @dataclass(eq=False)
@@ -49,6 +70,7 @@ class TensorStats:
         m2: sum of squared distances from the mean.
         exponent: the histogram spans [-R, R) with R = 2**exponent; None while all elements are zero.
         counts: int64[BINS], elements per bin; bin i holds [(i - BINS/2) * w, (i + 1 - BINS/2) * w), w = 2R / BINS.
+            Together about `count`, as one element may stand for several.
     """
 
     count: int = 0
@@ -95,7 +117,8 @@ class TensorStats:
     def update(self, array: np.ndarray) -> None:
         """Take in one batch: floats of any shape and width.
 
-        The moments are merged piece by piece (Chan, Golub, LeVeque 1979), so nothing is summed over more than a piece.
+        The ends are those of all elements. Moments and histogram are of all elements too, until EXACT of them were
+        seen; then of evenly spaced ones, at least SUBSET of a batch, each standing for those around it.
 
         Raises:
             GraphoptError: the elements are not floats.
@@ -108,50 +131,55 @@ class TensorStats:
                 raise GraphoptError(f"statistics are of float tensors, not of {array.dtype.name}")
             array = array.astype(np.float32)
         flat = array.ravel(order="K")
-        low, high = math.inf, -math.inf
-        for start in range(0, flat.size, _CHUNK):
-            piece = flat[start : start + _CHUNK]
-            piece = piece if piece.dtype.itemsize >= 4 else piece.astype(np.float32)
-            ends = self._take(piece)
-            low, high = min(low, ends[0]), max(high, ends[1])
-        if low <= high:
-            self.batches += 1
-            self._low_sum = MOMENTUM * self._low_sum + (1 - MOMENTUM) * low
-            self._high_sum = MOMENTUM * self._high_sum + (1 - MOMENTUM) * high
+        flat = flat if flat.dtype.itemsize >= 4 else flat.astype(np.float32)
+        if not flat.size:
+            return
+        low, high = _ends(flat)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = np.isfinite(flat)
+            missing = int(np.isnan(flat).sum())
+            self.nan += missing
+            self.inf += int(flat.size - finite.sum()) - missing
+            flat = flat[finite]
+            if not flat.size:
+                return
+            low, high = _ends(flat)
+        stride = _stride(flat.size) if self.count >= EXACT else 1
+        self._take(np.ascontiguousarray(flat[self.batches % stride :: stride]), flat.size, low, high)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.batches += 1
+        self._low_sum = MOMENTUM * self._low_sum + (1 - MOMENTUM) * low
+        self._high_sum = MOMENTUM * self._high_sum + (1 - MOMENTUM) * high
 
-    def _take(self, piece: np.ndarray) -> tuple[float, float]:
-        """Take in a piece of a batch, float32 or float64; return its ends."""
+    def _take(self, chosen: np.ndarray, count: int, low: float, high: float) -> None:
+        """Moments and histogram of the chosen ones of `count` elements between two ends.
+
+        The moments are merged piece by piece (Chan, Golub, LeVeque 1979), so nothing is summed over more than a piece.
+        """
         import numpy as np
 
-        low, high = float(piece.min()), float(piece.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            finite = np.isfinite(piece)
-            missing = int(np.isnan(piece).sum())
-            self.nan += missing
-            self.inf += int(piece.size - finite.sum()) - missing
-            piece = piece[finite]
-            if not piece.size:
-                return math.inf, -math.inf
-            low, high = float(piece.min()), float(piece.max())
-        largest = max(-low, high)
-        if largest > _LARGE:
-            piece = piece.astype(np.float64)
+        largest, weight = max(-low, high), -(-count // chosen.size)
         if largest > 0:
             self._grow(max(math.frexp(largest)[1], _SMALLEST_EXPONENT))
-        mean = float(piece.sum()) / piece.size
-        work = piece - piece.dtype.type(mean)
-        np.multiply(work, work, out=work)
-        self._add_moments(piece.size, mean, float(work.sum()))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if self.exponent is None:
-            self.counts[BINS // 2] += piece.size
-            return low, high
-        # Multiplying by a power of two is exact, and so are the sums: an element's bin depends on nothing else.
-        np.multiply(piece, piece.dtype.type(math.ldexp(BINS / 2, -self.exponent)), out=work)
-        np.floor(work, out=work)
-        work += BINS // 2
-        self.counts += np.bincount(work.astype(np.int32), minlength=BINS)
-        return low, high
+        left = count
+        for start in range(0, chosen.size, _CHUNK):
+            piece = chosen[start : start + _CHUNK]
+            piece = piece if largest <= _LARGE else piece.astype(np.float64)
+            share = left if start + _CHUNK >= chosen.size else piece.size * weight
+            left -= share
+            mean = float(piece.sum()) / piece.size
+            work = piece - piece.dtype.type(mean)
+            np.multiply(work, work, out=work)
+            self._add_moments(share, mean, float(work.sum()) * share / piece.size)
+            if self.exponent is None:
+                self.counts[BINS // 2] += weight * piece.size
+                continue
+            # Multiplying by a power of two is exact, and so are the sums: a bin depends on nothing but the element.
+            np.multiply(piece, piece.dtype.type(math.ldexp(BINS / 2, -self.exponent)), out=work)
+            np.floor(work, out=work)
+            work += BINS // 2
+            found = np.bincount(work.astype(np.int32), minlength=BINS)
+            self.counts += found if weight == 1 else found * weight
 
     def _add_moments(self, count: int, mean: float, m2: float) -> None:
         total = self.count + count
@@ -244,7 +272,7 @@ class TensorStats:
             stats.counts[first : first + counts.size] = counts
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise GraphoptError(f"no statistics of a tensor ({type(error).__name__}: {error})") from None
-        honest = stats.counts.sum() == stats.count and counts.min(initial=0) >= 0 and first >= 0
+        honest = bool(stats.counts.sum()) == bool(stats.count) and counts.min(initial=0) >= 0 and first >= 0
         if not honest or (stats.count and not -math.inf < stats.low <= stats.high < math.inf):
             raise GraphoptError("no statistics of a tensor (its counts or its ends contradict each other)")
         return stats

@@ -272,6 +272,14 @@ class OrtRunner(_Base):
         _, results = self._ask("running", {"op": "run", "outputs": wanted}, packed)
         return {name: unpack(value) for name, value in results.items()}
 
+    def sizes(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, int]:
+        """Run, and return the bytes of these outputs, tensors of types that numpy has."""
+        from graphopt.targets.onnxruntime.wire import pack
+
+        self._check(feeds, outputs)
+        header = {"op": "sizes", "names": list(outputs)}
+        return dict(self._ask("running", header, {k: pack(v) for k, v in feeds.items()})[0]["sizes"])
+
     def observe(self, feeds: Feeds, values: Sequence[str]) -> None:
         """Run, and take these inputs and outputs into statistics that the child keeps; nothing but feeds is sent.
 

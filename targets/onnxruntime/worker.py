@@ -46,7 +46,7 @@ def main() -> int:
 
 
 class Server:
-    """Requests by their `op`: load, run, observe, statistics, bind, time, memory."""
+    """Requests by their `op`: load, run, sizes, observe, statistics, bind, time, memory."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
@@ -67,6 +67,9 @@ class Server:
         if op == "observe":
             self._observe(session, values, request["names"])
             return {}, {}
+        if op == "sizes":
+            results = session.run(values, request["names"])
+            return {"sizes": {name: results[name].nbytes for name in request["names"]}}, {}
         if op == "statistics":
             observed, self._observed = self._observed, {}
             return {"statistics": {name: stats.to_json() for name, stats in observed.items()}}, {}

@@ -59,7 +59,7 @@ def expected(run_model: Any) -> dict[str, np.ndarray]:
     return {**run_model(model, samples()), **samples()}
 
 
-@pytest.mark.parametrize("max_memory", [None, 4 * 150])
+@pytest.mark.parametrize("max_memory", [None, 4 * 250])
 def test_accumulators_see_their_values_batch_by_batch(tmp_path: Path, run_model: Any, max_memory: int | None) -> None:
     calibration = calibrating(tmp_path, max_memory=max_memory)
     names = ["a", "e", "x", "y", "tokens"]
@@ -68,7 +68,7 @@ def test_accumulators_see_their_values_batch_by_batch(tmp_path: Path, run_model:
     want = expected(run_model)
     for name in names:
         np.testing.assert_allclose(np.concatenate(kept[name].arrays), want[name], rtol=1e-5, atol=1e-6)
-    assert len(kept["a"].arrays[0]) == (8 if max_memory is None else 4)  # e is 32 bytes a sample, and 150 are allowed
+    assert len(kept["a"].arrays[0]) == (8 if max_memory is None else 2)  # 104 bytes a sample, and 250 are allowed
     assert not list(tmp_path.iterdir())
 
 
@@ -78,13 +78,18 @@ def test_memory_decides_the_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     opened: list[list[str]] = []
     plain = module._open
     monkeypatch.setattr(module, "_open", lambda path, values: opened.append(list(values)) or plain(path, values))
-    calibration = calibrating(tmp_path, max_memory=4 * 300)
-    calibration.fold(calibration._model, {name: Keep() for name in ("a", "b", "y", "m")})
-    assert opened == [["a", "b"], ["y", "m"]]  # 8 samples of 16 bytes each
+    calibration = calibrating(tmp_path, max_memory=4 * 260)
+    calibration.fold(calibration._model, {"a": Keep()})  # now 8 samples of 16 bytes go together
+    names = ("a", "b", "y", "m")
+    calibration.fold(calibration._model, {name: Keep() for name in names})
+    assert opened == [["a"], ["a", "b"], ["y", "m"]]
     opened.clear()
     calibration._model.graph.node(3).outputs[0].shape = None
-    calibration.fold(calibration._model, {name: Keep() for name in ("a", "b")})
-    assert opened == [["b"], ["a", "b"]]  # the first to measure it
+    for group, sessions in ((("a", "b"), [["a", "b"]]), (names, [list(names), ["a", "b"], ["y", "m"]])):
+        keep = {name: Keep() for name in group}
+        calibration.fold(calibration._model, keep)  # b has to be measured, once in the session that is used then
+        assert opened == sessions and {len(item.arrays) for item in keep.values()} == {3}
+        opened.clear()
 
 
 def test_statistics_are_those_of_the_values(tmp_path: Path, run_model: Any) -> None:
