@@ -187,7 +187,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "keep-residual-sum",
-        "without *: not _in_qdq_group(value)",
+        "without *: *not _in_qdq_group(value)",
         "low-precision groups stay together",
     ),
 )
