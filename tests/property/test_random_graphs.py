@@ -39,7 +39,7 @@ PASSES = Path(__file__).parents[2] / "passes"
 
 
 def test_every_pass_has_graphs_aimed_at_it() -> None:
-    missing = sorted(set(registry.passes()) - set(themes()))
+    missing = sorted(set(RULES) - set(themes()))  # lossy passes ask for data, which random graphs lack
     assert not missing, f"no golden file and no block in property.generator.AIMED is aimed at {missing}"
     assert set(AIMED) <= set(registry.passes()), "AIMED names no pass"
 
