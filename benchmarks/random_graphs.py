@@ -22,7 +22,8 @@ from benchmarks.figure import ROOT, Figure, Table, arguments, say
 GRAPHS = 5000
 # Below so many applied rewrites a pass counts as untested.
 MIN_APPLIED = 50
-_HANG_SECONDS = 120.0
+_HANG_SECONDS = {"seeds": 120.0, "mutants": 900.0}
+"""A worker that says nothing for so long hangs: at one graph, or at all mutants of a rule."""
 KINDS = ("wrong", "unguarded")
 """Mutants of a rule: disturbed results, and guards left out."""
 
@@ -59,7 +60,7 @@ class Worker:
     """A process that is started again when it dies."""
 
     def __init__(self, job: str) -> None:
-        self.job = job
+        self.job, self.limit = job, _HANG_SECONDS[job]
         self.busy: Any = None
         self.since, self.ready = 0.0, False
         self._start()
@@ -79,12 +80,12 @@ class Worker:
         """The result; a worker that died or hangs gives what it was at, and is replaced."""
         item, self.busy = self.busy, None
         try:
-            while self.pipe.poll(max(0.0, self.since + _HANG_SECONDS - time.monotonic())):
+            while self.pipe.poll(max(0.0, self.since + self.limit - time.monotonic())):
                 result = self.pipe.recv()
                 if result is not None:
                     return result
                 self.ready = True
-            reason = f"no answer in {_HANG_SECONDS:.0f} s"
+            reason = f"no answer in {self.limit:.0f} s"
         except (EOFError, ConnectionResetError):
             self.process.join(5)
             reason = f"the process died with status {self.process.exitcode}"
@@ -106,7 +107,7 @@ def spread(items: Iterable[Any], job: str, jobs: int) -> Iterator[tuple[Any, Any
         active = {worker.pipe: worker for worker in workers if worker.busy is not None}
         if not active:
             break
-        late = [worker.pipe for worker in active.values() if time.monotonic() - worker.since > _HANG_SECONDS]
+        late = [worker.pipe for worker in active.values() if time.monotonic() - worker.since > worker.limit]
         for pipe in wait(list(active), timeout=5.0) or late:
             worker = active[pipe]  # type: ignore[index]
             yield worker.take()
