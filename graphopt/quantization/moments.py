@@ -1,0 +1,121 @@
+"""Second moments of what a weight is multiplied with: H = sum of x x^T, gathered batch by batch.
+
+    moments = Moments(k)                        # for MatMul: the last axis is summed over
+    moments.update(activations)                 # any number of times
+    moments.fit[0], moments.check[0]            # (K, K): four of five samples, and the fifth, to check with
+
+Bounded by K, whatever the number of samples. Not here: what is done with them (rounding.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HELD_OUT = 5
+"""One sample in so many is kept for checking."""
+
+MAX_PATCHES = 4096
+"""Positions of one batch that a convolution's moments are taken from, evenly spread."""
+
+
+class Moments:
+    """An accumulator of x x^T, in two parts by sample (first axis).
+
+    Args:
+        width: K, the elements of x.
+        groups: matrices that are kept apart, as the groups of a convolution.
+        rows: from an activation to x's, (groups, R, K); by default all axes but the last run over x's.
+
+    Attributes:
+        fit, check: float64 (groups, K, K).
+        finite: False once a NaN or infinity was seen; such batches do not count.
+    """
+
+    def __init__(self, width: int, groups: int = 1, rows: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        import numpy as np
+
+        self.width = width
+        self.fit = np.zeros((groups, width, width))
+        self.check = np.zeros((groups, width, width))
+        self.finite = True
+        self.samples = 0
+        self._rows = rows or (lambda array: array.reshape(1, -1, width))
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in one batch; the first axis runs over samples."""
+        import numpy as np
+
+        if not np.isfinite(array).all():
+            self.finite = False
+            return
+        held = (np.arange(self.samples, self.samples + len(array)) % HELD_OUT) == HELD_OUT - 1
+        self.samples += len(array)
+        for total, part in ((self.fit, array[~held]), (self.check, array[held])):
+            if len(part):
+                rows = self._rows(np.asarray(part, np.float32))
+                total += rows.transpose(0, 2, 1) @ rows
+
+    def held_out(self) -> np.ndarray:
+        """What to check with: the held-out samples, or all of them when there are too few to hold any out."""
+        return self.check if self.check.any() else self.fit
+
+
+def bytes_of(width: int, groups: int = 1) -> int:
+    """What a Moments of that size takes."""
+    return 2 * groups * width * width * 8
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a convolution reads its input.
+
+    Attributes:
+        kernel, strides, dilations: per spatial axis.
+        pads: zeros before, then after, per spatial axis; "same-upper" or "same-lower" as auto_pad has them.
+        groups: of channels.
+    """
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    pads: Sequence[int] | str
+    groups: int = 1
+
+    def patches(self, x: np.ndarray) -> np.ndarray:
+        """Activations (B, C, *spatial) as what each output position reads: (groups, R, C / groups * kernel).
+
+        At most MAX_PATCHES positions, evenly spread over batch and space.
+        """
+        import numpy as np
+
+        rank = len(self.kernel)
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+        before, after = self._margins(x.shape[2:], spans)
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
+        view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + rank)))
+        steps = tuple(slice(None, None, s) for s in self.strides)
+        inner = tuple(slice(None, None, d) for d in self.dilations)
+        view = view[(slice(None), slice(None), *steps, *inner)]  # (B, C, *out, *kernel)
+        view = np.moveaxis(view, 1, 1 + rank)  # (B, *out, C, *kernel)
+        positions = view.shape[: 1 + rank]
+        count = int(np.prod(positions))
+        chosen = np.arange(0, count, max(1, -(-count // MAX_PATCHES)))
+        picked = view[np.unravel_index(chosen, positions)]  # (R, C, *kernel)
+        split = picked.reshape(len(chosen), self.groups, -1)
+        return np.ascontiguousarray(split.transpose(1, 0, 2))
+
+    def _margins(self, sizes: Sequence[int], spans: Sequence[int]) -> tuple[list[int], list[int]]:
+        rank = len(self.kernel)
+        if not isinstance(self.pads, str):
+            return list(self.pads[:rank]), list(self.pads[rank:])
+        totals = [
+            max(0, (-(-size // stride) - 1) * stride + span - size)
+            for size, stride, span in zip(sizes, self.strides, spans, strict=True)
+        ]
+        small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+        return (small, large) if self.pads == "same-upper" else (large, small)
