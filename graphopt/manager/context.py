@@ -54,6 +54,8 @@ class Context:
         self.max_growth = max_growth
         self.calibration = calibration
         self.plans = Plans(plans)
+        self.floats: ir.Model | None = None
+        """The model as it was before its values became codes; passes that refine codes compare with it."""
         self.original_bytes = model_bytes(model)
         """Bytes of weights when the run began; growth is counted from there."""
         self.remarks = Remarks()

@@ -54,6 +54,7 @@ class QuantizeStatic(PlanPass):
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
+    after: ClassVar[tuple[str, ...]] = ("equalize-layers", "smooth-quant")
     tolerance = "lossy"
     activation: Literal["uint8", "int8", "uint16", "int16"] = "uint8"
     weight: Literal["int8", "int4", "int16"] = "int8"
@@ -94,6 +95,7 @@ class QuantizeStatic(PlanPass):
                 raise GraphoptError(
                     f"the plan of {self.name!r} names no node of this model: {site!r}{did_you_mean(site, by_site)}"
                 )
+        ctx.floats = model.clone()
         work = _Quantization(ctx, {name: _params(data) for name, data in decisions["values"].items()})
         done = Counter(
             "work" if kind_of(by_site[site]) == "compute" else "other"
