@@ -69,6 +69,8 @@ class _Walk:
 
     def _merge(self, node: ir.Node, first: ir.Node) -> bool:
         rewriter = self.ctx.rewriter
+        if first.graph is not node.graph and _is_second_cast(first):
+            return False
         pairs = [
             (old, new)
             for old, new in zip(node.outputs, first.outputs, strict=True)
@@ -85,6 +87,12 @@ class _Walk:
             rewriter.erase(node)
             self.ctx.remarks.applied(self.item.name, site, op, f"computes the same as {first.name!r}")
         return True
+
+
+def _is_second_cast(node: ir.Node) -> bool:
+    """Whether it casts what was cast: ONNX Runtime makes one of the two and forgets that an inner graph reads it."""
+    above = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+    return above is not None and above.op_type == "Cast"
 
 
 def _key(node: ir.Node) -> Hashable:
