@@ -30,13 +30,21 @@ class Moments:
         width: K, the elements of x.
         groups: matrices that are kept apart, as the groups of a convolution.
         rows: from an activation to x's, (groups, R, K); by default all axes but the last run over x's.
+        transposed: the activation is a matrix (K, samples).
 
     Attributes:
         fit, check: float64 (groups, K, K).
         finite: False once a NaN or infinity was seen; such batches do not count.
     """
 
-    def __init__(self, width: int, groups: int = 1, rows: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        groups: int = 1,
+        rows: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        transposed: bool = False,
+    ) -> None:
         import numpy as np
 
         self.width = width
@@ -44,15 +52,18 @@ class Moments:
         self.check = np.zeros((groups, width, width))
         self.finite = True
         self.samples = 0
+        self._transposed = transposed
         self._rows = rows or (lambda array: array.reshape(1, -1, width))
 
     def update(self, array: np.ndarray) -> None:
-        """Take in one batch; the first axis runs over samples."""
+        """Take in one batch."""
         import numpy as np
 
         if not np.isfinite(array).all():
             self.finite = False
             return
+        if self._transposed:
+            array = array.T
         held = (np.arange(self.samples, self.samples + len(array)) % HELD_OUT) == HELD_OUT - 1
         self.samples += len(array)
         for total, part in ((self.fit, array[~held]), (self.check, array[held])):

@@ -5,6 +5,7 @@ Not here: the quantizers (graphopt/quantization), and how an op stores the resul
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,17 +45,21 @@ def quantize_weight(weight: Weight, setting: Setting, signed: bool, alpha: float
     Raises:
         NoMatch: it holds NaN or infinities, or its type cannot hold a scale.
     """
-    import numpy as np
-
     parts: list[tuple[np.ndarray, QParams]] = []
-    step = max(1, _PIECE // weight.width)
-    for start in range(0, weight.count, step):
-        rows = weight.rows(start, min(start + step, weight.count))
-        if alpha != 1:
-            rows = rows * np.float32(alpha)
+    for _, rows in pieces(weight, alpha):
         params = row_params(rows, weight, setting, signed)
         parts.append((quantize(rows, params), params))
     return joined(parts)
+
+
+def pieces(weight: Weight, alpha: float) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of `alpha` times a weight, some at a time, each with the index of its first."""
+    import numpy as np
+
+    step = max(1, _PIECE // weight.width)
+    for start in range(0, weight.count, step):
+        rows = weight.rows(start, min(start + step, weight.count))
+        yield start, rows if alpha == 1 else rows * np.float32(alpha)
 
 
 def row_params(

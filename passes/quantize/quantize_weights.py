@@ -6,6 +6,7 @@ Lives here: options, plan, and the rewrite of single sites. Which and how is dec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize import _weight_forms as forms
 from graphopt.passes.quantize._selectors import select
+from graphopt.passes.quantize._weight_calibrated import Calibrated
 from graphopt.passes.quantize._weight_codes import Quantized, quantize_weight
 from graphopt.passes.quantize._weight_plan import GROUPS, MATMUL, STANDARD, Setting, Wishes, decide
 from graphopt.passes.quantize._weight_sites import OPS, Weight, find_weight
@@ -41,6 +43,9 @@ class QuantizeWeights(PlanPass):
         skip: sites, op types or regular expressions of sites that are left alone.
         form: `matmulnbits` for the blocked ops of com.microsoft (GatherBlockQuantized for Gather), `dequantize` for
             standard ops, `auto` for the former where the target has the kernel.
+        method: `rtn` rounds to nearest. `gptq` and `descent` round such that the products on calibration samples change
+            least: column by column in closed form, then code by code; `descent` does the latter only. What does no
+            better on samples that were held out is rounded to nearest, and so is every Gather.
         clip: `mse` shrinks each group's range where that lowers the squared error, `none` spans all of it.
         compute: with MatMulNBits, round activations to `int8` inside the kernel, or keep them in `float`.
 
@@ -59,6 +64,7 @@ class QuantizeWeights(PlanPass):
     ops: tuple[str, ...] = ("MatMul", "Gemm", "Gather")
     skip: tuple[str, ...] = ()
     form: Literal["auto", "matmulnbits", "dequantize"] = "auto"
+    method: Literal["rtn", "gptq", "descent"] = "rtn"
     clip: Literal["mse", "none"] = "mse"
     compute: Literal["int8", "float"] = "int8"
 
@@ -77,7 +83,7 @@ class QuantizeWeights(PlanPass):
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)} if self.skip else {}
         skip = frozenset(select(self.skip, there, f"pass {self.name!r}: skip"))
         wishes = Wishes(
-            self.bits, self.group, self.symmetric, self.ops, skip, self.form, self.clip, "rtn", self.compute
+            self.bits, self.group, self.symmetric, self.ops, skip, self.form, self.clip, self.method, self.compute
         )
         chosen, missed = decide(model, ctx, wishes)
         for node, why in missed.items():
@@ -89,7 +95,6 @@ class QuantizeWeights(PlanPass):
         if not isinstance(entries, Mapping):
             raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: setting}}}}")
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
-        work = _Work(ctx)
         chosen = {}
         for site, entry in entries.items():
             setting = Setting.from_json(entry, site)
@@ -97,10 +102,10 @@ class QuantizeWeights(PlanPass):
             if node is None or node.domain != "" or not setting.fits(node.op_type):
                 raise GraphoptError(f"the plan of {self.name!r}: there is no {site!r} that {setting.form} stands for")
             chosen[node] = setting
+        work = _Work(ctx, {node: chosen[node] for node in there.values() if node in chosen})
         try:
-            for node in there.values():
-                if node in chosen:
-                    work.attempt(node, chosen[node])
+            for node in work.settings:
+                work.attempt(node)
         finally:
             work.report()
 
@@ -108,14 +113,27 @@ class QuantizeWeights(PlanPass):
 class _Work:
     """Rewrites sites one by one; weights with several readers are quantized once."""
 
-    def __init__(self, ctx: Context) -> None:
-        self.ctx = ctx
+    def __init__(self, ctx: Context, settings: Mapping[ir.Node, Setting]) -> None:
+        self.ctx, self.settings = ctx, settings
         self.done = 0
         self.sizes: dict[str, tuple[int, int]] = {}
         self._made: dict[tuple[Any, ...], dict[str, ir.Value]] = {}
+        self._calibrated = Calibrated(ctx, self._by_samples())
+        self._found = ""
 
-    def attempt(self, node: ir.Node, setting: Setting) -> None:
-        ctx, rewriter = self.ctx, self.ctx.rewriter
+    def _by_samples(self) -> dict[ir.Node, Weight]:
+        """The weights that are rounded by samples of their inputs."""
+        weights = {}
+        for node, setting in self.settings.items():
+            if setting.method != "rtn" and node.op_type != "Gather":
+                with suppress(NoMatch):
+                    weights[node] = find_weight(node, self.ctx)
+        if weights:
+            self.ctx.need_calibration()
+        return weights
+
+    def attempt(self, node: ir.Node) -> None:
+        ctx, rewriter, setting = self.ctx, self.ctx.rewriter, self.settings[node]
         site, op_type = rewriter.site(node), node.op_type
         try:
             weight = find_weight(node, ctx)
@@ -137,7 +155,7 @@ class _Work:
         self._made[self._key(weight, setting)] = made
         size = sum(nbytes(value.const_value) for value in made.values() if value.const_value is not None)
         self.sizes[str(weight.value.name)] = (nbytes(weight.tensor), size)
-        ctx.remarks.applied(ctx.pass_name, site, op_type, _told(setting))
+        ctx.remarks.applied(ctx.pass_name, site, op_type, _told(setting) + self._found)
 
     def _key(self, weight: Weight, setting: Setting) -> tuple[Any, ...]:
         return (weight.value, weight.across, _alpha(weight, setting), weight.node.op_type == "Gather", setting)
@@ -145,6 +163,7 @@ class _Work:
     def _constants(self, op: Builder, weight: Weight, setting: Setting) -> dict[str, ir.Value]:
         known = self._made.get(self._key(weight, setting))
         if known is not None and all(value.graph is not None for value in known.values()):
+            self._found = ", as before"
             return known
         quantized = self._quantize(weight, setting)
         producer = weight.value.producer()
@@ -162,8 +181,17 @@ class _Work:
         return made
 
     def _quantize(self, weight: Weight, setting: Setting) -> Quantized:
-        signed = setting.form == STANDARD and setting.symmetric
-        return quantize_weight(weight, setting, signed, _alpha(weight, setting))
+        signed, alpha = setting.form == STANDARD and setting.symmetric, _alpha(weight, setting)
+        self._found = ""
+        if setting.method != "rtn" and weight.node.op_type != "Gather":
+            try:
+                made, found = self._calibrated.quantize(weight, setting, signed, alpha)
+            except NoMatch as reason:
+                self._found = f"; rounded to nearest: {reason}"
+            else:
+                self._found = f"; {found}"
+                return made
+        return quantize_weight(weight, setting, signed, alpha)
 
     def report(self) -> None:
         if not self.done:
