@@ -6,9 +6,10 @@ Implements `manager.calibration.Calibration`. Not here: where samples come from 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,12 +219,18 @@ class Calibrating:
 
     def _gather(self, model: ir.Model, names: Sequence[str]) -> dict[str, TensorStats]:
         found: dict[str, TensorStats] = {}
-        for runner in self._slices(model, names, None, lambda runner, feeds, part: runner.observe(feeds, part)):
+        for runner in self._slices(model, names, None, None):
             found.update(runner.statistics())
         return found
 
-    def _slices(self, model: ir.Model, names: Sequence[str], limit: int | None, look: Look) -> Iterator[OrtRunner]:
-        """Look at every batch, slice by slice of the graph; give out the runner of each slice after its pass."""
+    def _slices(
+        self, model: ir.Model, names: Sequence[str], limit: int | None, look: Look | None
+    ) -> Iterator[OrtRunner]:
+        """Show every batch, slice by slice of the graph; give out the runner of each slice after its pass.
+
+        Args:
+            look: is shown the values of a batch; None has the child take statistics of them.
+        """
         values = _find(model, names)
         if not names:
             return
@@ -231,31 +238,35 @@ class Calibrating:
         sample = self._need_samples().peek()
         sizes = {name: _size(value, _bindings(model, sample)) for name, value in values.items()}
         unknown = [name for name, size in sizes.items() if size is None]
-        with _written(model, self._scratch) as path, ExitStack() as stack:
-            # Sizes that nobody can tell are measured, where possible in the session that is used afterwards.
-            probed = list(sizes) if sum(size or 0 for size in sizes.values()) <= budget else unknown
-            probe = stack.enter_context(closing(_open(path, probed))) if unknown else None
-            sizes.update(probe.sizes(sample, unknown) if probe is not None else {})
+        with _written(model, self._scratch) as path:
+            if unknown:  # nobody can tell beforehand, so it is measured
+                with closing(_open(path, unknown)) as runner:
+                    sizes.update(runner.sizes(sample, unknown))
             total = sum(size or 0 for size in sizes.values())
-            batch = self._choose_batch(lambda: total)
-            for part in _pack({name: (size or 0) * batch for name, size in sizes.items()}, budget):
-                runner = (
-                    probe if probe is not None and probed == part else stack.enter_context(closing(_open(path, part)))
-                )
-                with self._bar(limit) as bar:
-                    for feeds, count in self._counted(limit):
-                        look(runner, feeds, part)
-                        bar.step(count)
-                yield runner
-                runner.close()
+            self._choose_batch(lambda: total)
+            times = max(1.0, _bytes(next(self.batches(limit))) / max(1, _bytes(sample)))
+            for part in _pack({name: (size or 0) * times for name, size in sizes.items()}, budget):
+                abreast = self._abreast(sum((sizes[name] or 0) * times for name in part)) if look is None else 1
+                with closing(_open(path, part, abreast)) as runner:
+                    with self._bar(limit) as bar:
+                        for feeds, count in self._counted(limit):
+                            if look is None:
+                                runner.observe(feeds, part, abreast)
+                            else:
+                                look(runner, feeds, part)
+                            bar.step(count)
+                    yield runner
 
-    def _choose_batch(self, sample_bytes: Callable[[], int]) -> int:
+    def _abreast(self, batch_bytes: float) -> int:
+        """How many batches may be under way: one for each core, as far as memory goes."""
+        return max(1, min(len(os.sched_getaffinity(0)), int(self.max_memory // max(1, batch_bytes)) - 1))
+
+    def _choose_batch(self, sample_bytes: Callable[[], int]) -> None:
         """How many samples go together: chosen once, so that all values that are first looked at fit in one slice."""
         samples = self._need_samples()
         if not self._has_batch:
             self._has_batch = True
             samples.batch = max(1, min(BATCH, self.max_memory // _SHARE // max(1, sample_bytes())))
-        return samples.batch
 
     def _sample_bytes(self) -> int:
         """Bytes of all values of the model on one sample, as far as they are known."""
@@ -374,14 +385,15 @@ def open_calibration(options: Options, model: ir.Model, scratch: Path) -> Calibr
 @contextmanager
 def _written(model: ir.Model, scratch: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="calibrate-", dir=scratch) as folder:
-        write(model, Path(folder) / "model.onnx")
+        write(model, Path(folder) / "model.onnx", "always")  # the copies with taps need not hold the weights again
         yield Path(folder) / "model.onnx"
 
 
-def _open(path: Path, values: Sequence[str]) -> OrtRunner:
-    """The model with taps, optimized by the runtime; its idle threads leave the cores to who looks at the values."""
+def _open(path: Path, values: Sequence[str], abreast: int = 1) -> OrtRunner:
+    """The model with taps, optimized by the runtime; its threads leave the cores to each other when they are idle."""
     from graphopt.targets.onnxruntime.runner import open_tapped
     from graphopt.targets.onnxruntime.settings import SessionSettings
 
-    settings = SessionSettings(force_spinning_stop=True)
+    threads = 0 if abreast == 1 else max(1, len(os.sched_getaffinity(0)) // abreast)
+    settings = SessionSettings(threads=threads, spinning=abreast == 1, force_spinning_stop=True)
     return open_tapped(path, values, settings, time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)

@@ -228,9 +228,14 @@ class TensorStats:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; the empty ends of the histogram are left out."""
+        header, counts = self.parts()
+        return {**header, "counts": counts.tolist()}
+
+    def parts(self) -> tuple[dict[str, Any], np.ndarray]:
+        """`to_json` with the counts as an array beside it."""
         there = self.counts.nonzero()[0]
         first, last = (int(there[0]), int(there[-1]) + 1) if there.size else (0, 0)
-        return {
+        header = {
             "count": self.count,
             "nan": self.nan,
             "inf": self.inf,
@@ -242,12 +247,12 @@ class TensorStats:
             "moving": [self._low_sum, self._high_sum],
             "exponent": self.exponent,
             "first": first,
-            "counts": self.counts[first:last].tolist(),
         }
+        return header, self.counts[first:last]
 
     @classmethod
     def from_json(cls, data: Any) -> TensorStats:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote; the counts may be an array.
 
         Raises:
             GraphoptError: it is something else, or contradicts itself.

@@ -280,7 +280,7 @@ class OrtRunner(_Base):
         header = {"op": "sizes", "names": list(outputs)}
         return dict(self._ask("running", header, {k: pack(v) for k, v in feeds.items()})[0]["sizes"])
 
-    def observe(self, feeds: Feeds, values: Sequence[str]) -> None:
+    def observe(self, feeds: Feeds, values: Sequence[str], abreast: int = 1) -> None:
         """Run, and take these inputs and outputs into statistics that the child keeps; nothing but feeds is sent.
 
         Args:
@@ -288,16 +288,19 @@ class OrtRunner(_Base):
             values: names of inputs and outputs of float type.
         """
         from graphopt.targets.onnxruntime.wire import pack
+            abreast: so many runs may be under way; an error of one may be raised by a later call.
 
         self._check(feeds, None)
-        self._ask("running", {"op": "observe", "names": list(values)}, {k: pack(v) for k, v in feeds.items()})
+        header = {"op": "observe", "names": list(values), "abreast": abreast}
+        self._ask("running", header, {k: pack(v) for k, v in feeds.items()})
 
     def statistics(self) -> dict[str, TensorStats]:
         """The statistics of what was observed since the last call, by name."""
         from graphopt.quantization.statistics import TensorStats
 
-        header, _ = self._ask("reading the statistics of", {"op": "statistics"})
-        return {name: TensorStats.from_json(data) for name, data in header["statistics"].items()}
+        header, counts = self._ask("reading the statistics of", {"op": "statistics"})
+        items = header["statistics"].items()
+        return {name: TensorStats.from_json({**data, "counts": counts[name]}) for name, data in items}
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
         """Seconds of each of `n` runs. Feeds are sent and bound once, as long as the same arrays are given."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import GraphoptError
-from graphopt.quantization.statistics import TensorStats
+from graphopt.targets.onnxruntime.observer import Observer
 from graphopt.targets.onnxruntime.session import Session, memory, one_line
 from graphopt.targets.onnxruntime.settings import SessionSettings
-from graphopt.targets.onnxruntime.wire import Channel, WireClosed, unpack
+from graphopt.targets.onnxruntime.wire import Channel, WireClosed
 
 
 def main() -> int:
@@ -46,11 +46,11 @@ def main() -> int:
 
 
 class Server:
-    """Requests by their `op`: load, run, sizes, observe, statistics, bind, time, memory."""
+    """Requests by their `op`: load, run, sizes, observe, statistics, bind, time, profile, memory."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
-        self._observed: dict[str, TensorStats] = {}
+        self._observer: Observer | None = None
 
     def answer(self, request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the reply's header and values."""
@@ -65,28 +65,23 @@ class Server:
         if op == "run":
             return {}, session.run(values, request["outputs"])
         if op == "observe":
-            self._observe(session, values, request["names"])
+            if self._observer is None:
+                self._observer = Observer(session, request["abreast"])
+            self._observer.observe(values, request["names"])
             return {}, {}
         if op == "sizes":
             results = session.run(values, request["names"])
             return {"sizes": {name: results[name].nbytes for name in request["names"]}}, {}
         if op == "statistics":
-            observed, self._observed = self._observed, {}
-            return {"statistics": {name: stats.to_json() for name, stats in observed.items()}}, {}
+            observer, self._observer = self._observer, None
+            headers, counts = observer.finish() if observer is not None else ({}, {})
+            return {"statistics": headers}, counts
         if op == "bind":
             session.bind(values)
             return {}, {}
         if op == "time":
             return {"seconds": session.time(request["n"])}, {}
         raise GraphoptError(f"the worker has no request {op!r}")
-
-    def _observe(self, session: Session, feeds: dict[str, Any], names: list[str]) -> None:
-        """Statistics are gathered here, where the values are: sending them would take longer than making them."""
-        wanted = [name for name in names if name not in feeds]
-        results = session.run(feeds, wanted) if wanted else {}
-        for name in names:
-            stats = self._observed.setdefault(name, TensorStats())
-            stats.update(unpack(results[name] if name in results else feeds[name]))
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         limit = request["data_limit"]

@@ -129,6 +129,7 @@ def test_heavy_modules_are_never_imported_when_a_module_is_loaded() -> None:
     # The worker is a process of its own; the others are modules about that library, imported when they are asked for.
     exempt = (
         "graphopt.targets.onnxruntime.worker",
+        "graphopt.targets.onnxruntime.observer",
         "graphopt.targets.onnxruntime.session",
         "graphopt.targets.onnxruntime.wire",
         "graphopt.backend",
