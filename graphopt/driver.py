@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
+from graphopt import paying
 from graphopt.artifact import Artifact
 from graphopt.calibrating import open_calibration
 from graphopt.checks import Check, Numbers, data_files
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
-from graphopt.gating import Gating
+from graphopt.gating import FloatTwin, Gating
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
@@ -65,6 +66,8 @@ class Options:
         progress: show how far calibration is, where stderr is a terminal.
         gates: compile only: what must be reached for anything to be written, e.g. "metric>=0.99x" (graphopt/gates.py).
         evaluate: compile only: the user's metric, a function of a runner or its name `module:function`.
+        keep_slow: compile only: False times a quantized model here and leaves out what is slower than in float, all of
+            it if need be; True and None ship it as it is.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
@@ -96,6 +99,7 @@ class Options:
     progress: bool = False
     gates: tuple[str, ...] = ()
     evaluate: Any = None
+    keep_slow: bool | None = None
     frozen: bool = False
 
 
@@ -256,13 +260,14 @@ def compile(
         start = time.perf_counter()
         files = chosen.compile(job.model, folder, options.external_data)
         job.seconds["lower"] = time.perf_counter() - start
+        twin = FloatTwin(job, lambda source, changed, place: _Job(source, chosen, changed, place))
+        settled = paying.settle(job, files, folder, twin)
+        job, files = settled.job, settled.files
         if options.numerics == "off":
             numbers = job.check.skipped("numerics are off")
         else:
             numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
-        numbers = gating.judge(
-            job, files, folder, numbers, lambda source, changed, place: _Job(source, chosen, changed, place)
-        )
+        numbers = gating.judge(job, files, folder, numbers, twin)
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
         manifest = {
@@ -271,7 +276,7 @@ def compile(
             "interface": job.interface(),
             "main": files.main,
             "files": hashes,
-            "not_reproducible": list(files.not_reproducible),
+            "not_reproducible": [*files.not_reproducible, *settled.measured()],
             "notes": list(files.notes),
             "numerics": numbers.verdict(),
             "pipeline": str(job.pipeline),
@@ -285,7 +290,13 @@ def compile(
             manifest["calibration"] = calibrated
         if options.frozen:
             artifacts.check_frozen(out, manifest)
-        report = {**job.summary(numbers), **gating.report(), "notes": list(files.notes), "machine": machine()}
+        report = {
+            **job.summary(numbers),
+            **settled.report(),
+            **gating.report(),
+            "notes": list(files.notes),
+            "machine": machine(),
+        }
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
     return Artifact(out, manifest, report)

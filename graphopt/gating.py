@@ -1,13 +1,14 @@
 """Gates of one compile run: makes the float model to compare with, has both measured, and lets a gate judge the loss.
 
     gating = Gating(options)                      # reads gates and the metric's name before any work is done
-    numbers = gating.judge(run, files, folder, numbers)
+    numbers = gating.judge(run, files, folder, numbers, FloatTwin(run, make_job))
 
 Not here: measuring (evaluation.py), what a gate's text says (gates.py).
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from graphopt.samplefiles import function_named
 from graphopt.samples import inputs_of, open_samples
 
 if TYPE_CHECKING:
+    from graphopt.calibrating import Calibrating
     from graphopt.checks import Numbers
     from graphopt.driver import Options, _Job
     from graphopt.target import CompiledFiles, Runner, Target
@@ -51,14 +53,14 @@ class Gating:
     def asked(self) -> bool:
         return bool(self.gates) or self._function is not None
 
-    def judge(self, job: _Job, files: CompiledFiles, folder: Path, numbers: Numbers, make_job: MakeJob) -> Numbers:
+    def judge(self, job: _Job, files: CompiledFiles, folder: Path, numbers: Numbers, twin: FloatTwin) -> Numbers:
         """Measure, and refuse a model that misses a gate.
 
         Args:
             job: the run whose result lies in `folder`.
             files: what the target wrote there.
             numbers: the verdict without gates.
-            make_job: another run, from a source, options and a scratch folder: the driver's.
+            twin: makes the float model, if it is needed.
 
         Returns:
             The verdict; a loss that only a gate can judge is passed when gates on accuracy are met.
@@ -70,18 +72,18 @@ class Gating:
             return numbers
         start = time.perf_counter()
         assert job.target is not None
-        candidate = _compiled(job.target, files, folder)
-        lossy = lossy_passes(job)
-        twin = job
-        base = candidate
-        if lossy:
-            twin, base = self._float(job, lossy, make_job)
+        candidate = base = compiled(job.target, files, folder)
+        float_job = job
+        if lossy_passes(job):
+            float_job, float_files, float_folder = twin.make()
+            base = compiled(job.target, float_files, float_folder)
+        times_it = any(gate.name == "latency" for gate in self.gates)
         self.evaluation = evaluate(
             self.gates,
             candidate,
             base,
-            samples=self._samples(job, twin),
-            feeds=self._feeds(job, twin),
+            samples=self._samples(float_job, twin.calibration),
+            feeds=feeds_of(job, float_job) if times_it else None,
             function=self._function,
             name=self.name,
         )
@@ -89,43 +91,14 @@ class Gating:
         require(self.evaluation.outcomes)
         return numbers.judged_by([str(gate) for gate in self.gates if gate.name in ACCURACY])
 
-    def _float(self, job: _Job, lossy: tuple[str, ...], make_job: MakeJob) -> tuple[_Job, Compiled]:
-        """The same source through the same pipeline without its lossy passes, compiled for the same target."""
-        assert job.target is not None
-        scratch, folder = job.scratch / "float", job.scratch / "float-compiled"
-        scratch.mkdir()
-        folder.mkdir()
-        options = float_options(self.options, str(job.pipeline.without(lossy)))
-        source = job.source
-        if job.origin is None:  # the model was changed in place, and its inputs are specialised
-            source, options = job.check.fresh(), replace(options, input_shapes={}, dims={})
-        twin = make_job(source, options, scratch)
-        twin.transform()
-        files = job.target.compile(twin.model, folder, options.external_data)
-        return twin, _compiled(job.target, files, folder)
-
-    def _samples(self, job: _Job, twin: _Job) -> Samples | None:
+    def _samples(self, float_job: _Job, calibration: Calibrating | None) -> Samples | None:
         options = self.options
         if options.data is not None:
-            found = open_samples(options.data, inputs_of(twin.model))
+            found = open_samples(options.data, inputs_of(float_job.model))
             return Samples(found.origin, lambda: found.batches(SAMPLES))
-        if options.calibration_data is None or job.calibration is None:
+        if options.calibration_data is None or calibration is None:
             return None
-        calibration = job.calibration
         return Samples(calibration.origin, lambda: calibration.batches(SAMPLES))
-
-    def _feeds(self, job: _Job, twin: _Job) -> Mapping[str, Any] | None:
-        """One sample to time the models on; made inputs where there are none."""
-        if not any(gate.name == "latency" for gate in self.gates):
-            return None
-        options = self.options
-        data = options.data if options.data is not None else options.calibration_data
-        if data is not None and str(data) != "random":
-            return open_samples(data, inputs_of(twin.model), batch=1).peek()
-        cases = [case for case in job.check.cases() if not case.special]
-        if not cases:
-            raise GraphoptError("there is nothing to time the models on, no made inputs were accepted: give --data")
-        return cases[0].feeds
 
     def record(self) -> dict[str, Any]:
         """What the manifest says: the gates that were met."""
@@ -134,6 +107,59 @@ class Gating:
     def report(self) -> dict[str, Any]:
         """What the report says."""
         return {"evaluation": self.evaluation.as_json()} if self.evaluation is not None else {}
+
+
+class FloatTwin:
+    """The same source through the same pipeline without its lossy passes, compiled for the same target; made once.
+
+    Args:
+        job: the run with the lossy passes.
+        make_job: makes another run, from a source, options and a scratch folder: the driver's.
+    """
+
+    def __init__(self, job: _Job, make_job: MakeJob) -> None:
+        self._job, self.make_job = job, make_job
+        self.calibration = job.calibration
+        self._made: tuple[_Job, CompiledFiles, Path] | None = None
+
+    def make(self) -> tuple[_Job, CompiledFiles, Path]:
+        """The run, what the target wrote, and the folder that it lies in."""
+        if self._made is None:
+            job = self._job
+            assert job.target is not None
+            folder = job.scratch / "float-compiled"
+            folder.mkdir()
+            twin = rerun(job, float_options(job.options, str(job.pipeline.without(lossy_passes(job)))), self.make_job)
+            files = job.target.compile(twin.model, folder, job.options.external_data)
+            self._made = twin, files, folder
+        return self._made
+
+
+def rerun(job: _Job, options: Options, make_job: MakeJob) -> _Job:
+    """Another run from the source of a run."""
+    scratch = Path(tempfile.mkdtemp(prefix="rerun-", dir=job.scratch))
+    source = job.source
+    if job.origin is None:  # the model was changed in place, and its inputs are specialised
+        source, options = job.check.fresh(), replace(options, input_shapes={}, dims={})
+    again = make_job(source, options, scratch)
+    again.transform()
+    return again
+
+
+def feeds_of(job: _Job, float_job: _Job) -> Mapping[str, Any]:
+    """One sample to time models on; made inputs where there are none.
+
+    Raises:
+        GraphoptError: no made inputs were accepted.
+    """
+    options = job.options
+    data = options.data if options.data is not None else options.calibration_data
+    if data is not None and str(data) != "random":
+        return open_samples(data, inputs_of(float_job.model), batch=1).peek()
+    cases = [case for case in job.check.cases() if not case.special]
+    if not cases:
+        raise GraphoptError("there is nothing to time the models on, no made inputs were accepted: give --data")
+    return cases[0].feeds
 
 
 def lossy_passes(job: _Job) -> tuple[str, ...]:
@@ -166,10 +192,12 @@ def float_options(options: Options, pipeline: str) -> Options:
         save_calibration=None,
         gates=(),
         evaluate=None,
+        keep_slow=None,
     )
 
 
-def _compiled(target: Target, files: CompiledFiles, folder: Path) -> Compiled:
+def compiled(target: Target, files: CompiledFiles, folder: Path) -> Compiled:
+    """What a target wrote into a folder, ready to be opened."""
     size = sum((folder / name).stat().st_size for name in files.files)
     return Compiled(Runnable(folder / files.main, target, dict(files.settings)), size)
 

@@ -79,6 +79,38 @@ class CompiledFiles:
 
 
 @dataclass(frozen=True)
+class NodeTime:
+    """A node of an executed graph: its name and op there, seconds of one run, and elements of its first output."""
+
+    name: str
+    op: str
+    seconds: float
+    elements: int
+
+
+class Profiling(ABC):
+    """A model that is run while its nodes are timed; a context manager."""
+
+    @abstractmethod
+    def run(self, n: int) -> list[float]:
+        """Run n times; return each run's seconds."""
+
+    @abstractmethod
+    def end(self) -> dict[str, NodeTime]:
+        """Stop, and tell the nodes' times by name; the first runs count like the others, so warm up before."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the runtime's memory."""
+
+    def __enter__(self) -> Profiling:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
 class Cause:
     """Why a node computes in float: a code that stays the same between versions, and a sentence for people."""
 
@@ -138,6 +170,14 @@ class Target(ABC):
         raise GraphoptError(
             f"target {self.name} does not show the graph that it executes; --realized needs one that does"
         )
+
+    def profile(self, path: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any] | None = None) -> Profiling:
+        """Open a model for timing its nodes; `folder` is for temporary files.
+
+        Raises:
+            GraphoptError: the runtime refuses the model, or does not time nodes.
+        """
+        raise GraphoptError(f"target {self.name} does not time single nodes")
 
     def why_float(self, node: ir.Node) -> Cause:
         """Why a node of an executed graph computes in float though it stands beside a Q/DQ node."""

@@ -34,6 +34,11 @@ from graphopt.cli import common, report
     metavar="FUNCTION",
     help="Your metric: module:function or file.py:function; takes a runner, returns a number or one per sample.",
 )
+@click.option(
+    "--keep-slow/--no-keep-slow",
+    default=None,
+    help="Ship a quantized model as it is; or time it here, and leave out what is slower than in float.",
+)
 @common.plan_only_option
 @common.pipeline_options
 def command(
@@ -44,6 +49,7 @@ def command(
     frozen: bool,
     gates: tuple[str, ...],
     evaluate: str | None,
+    keep_slow: bool | None,
     plan_only: bool,
     **flags: Any,
 ) -> None:
@@ -51,7 +57,9 @@ def command(
     from graphopt import driver
 
     source = common.pick_model(model, model_option)
-    options = dataclasses.replace(common.make_options(flags), frozen=frozen, gates=gates, evaluate=evaluate)
+    options = dataclasses.replace(
+        common.make_options(flags), frozen=frozen, gates=gates, evaluate=evaluate, keep_slow=keep_slow
+    )
     if plan_only:
         common.print_plans(source, target, options)
         return

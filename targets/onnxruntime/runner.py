@@ -237,6 +237,7 @@ class OrtRunner(_Base):
         time_limit: float | None = None,
         memory_limit: int | None = None,
         optimized: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         super().__init__(path, settings)
         self._time_limit = time_limit
@@ -250,6 +251,7 @@ class OrtRunner(_Base):
             "path": str(path),
             "settings": settings.to_json(),
             "optimized": None if optimized is None else str(optimized),
+            "profile": None if profile is None else str(profile),
             "data_limit": None if memory_limit is None else memory_limit + _bytes_in(self._weights_folder()),
         }
         try:
@@ -313,6 +315,10 @@ class OrtRunner(_Base):
             self._bound = dict(feeds)
         header, _ = self._ask("timing", {"op": "time", "n": n})
         return header["seconds"]
+
+    def end_profile(self) -> Path:
+        """The file of a runner that was opened with `profile`; nothing is timed any more."""
+        return Path(self._ask("reading the profile of", {"op": "profile"})[0]["profile"])
 
     def memory(self) -> dict[str, int]:
         return self._ask("measuring", {"op": "memory"})[0]["memory"]

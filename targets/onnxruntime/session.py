@@ -35,8 +35,10 @@ _TENSOR = re.compile(r"tensor\((\w+)\)$")
 class Session:
     """An open model. `inputs` and `outputs` are its interface, `load_seconds` what opening took."""
 
-    def __init__(self, path: Path, settings: SessionSettings, optimized: Path | None = None) -> None:
-        """Open `path`; `optimized` also writes the graph that the runtime made of it there.
+    def __init__(
+        self, path: Path, settings: SessionSettings, optimized: Path | None = None, profile: Path | None = None
+    ) -> None:
+        """Open `path`; `optimized` also writes the graph that the runtime made of it there, `profile` times its nodes.
 
         Raises:
             GraphoptError: the runtime refuses the model, or lacks a wanted provider.
@@ -48,6 +50,9 @@ class Session:
         options = session_options(settings)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         providers: list[Any] = list(settings.providers)
         providers[0] = (providers[0], dict(settings.provider_options))
         start = time.perf_counter()
@@ -127,6 +132,10 @@ class Session:
         except Exception as error:  # as above
             raise GraphoptError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return seconds
+
+    def end_profile(self) -> str:
+        """Stop timing nodes; the path of the events' file, whose name begins as `profile` said."""
+        return str(self._session.end_profiling())
 
 
 def session_options(settings: SessionSettings) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError
-from graphopt.target import Cause, CompiledFiles, Runner, Target
+from graphopt.target import Cause, CompiledFiles, Profiling, Runner, Target
 from graphopt.targets.onnxruntime import kernels
 from graphopt.targets.onnxruntime.isa import SATURATES, Isa, resolve
 from graphopt.targets.onnxruntime.qdq import why_float
@@ -26,6 +26,7 @@ from graphopt.targets.onnxruntime.settings import CPU_PROVIDER, SessionSettings
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.writer import ExternalData
+    from graphopt.target import Feeds
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
@@ -97,6 +98,12 @@ class _OrtTarget(Target):
 
         chosen = self.session_settings() if settings is None else SessionSettings.from_json(settings)
         return write_optimized(path, chosen, folder)
+
+    def profile(self, path: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any] | None = None) -> Profiling:
+        from graphopt.targets.onnxruntime.profiling import OrtProfiling
+
+        chosen = self.session_settings() if settings is None else SessionSettings.from_json(settings)
+        return OrtProfiling(path, chosen, folder, feeds)
 
     def why_float(self, node: ir.Node) -> Cause:
         return why_float(node, self.kernel_device)

@@ -81,6 +81,8 @@ class Server:
             return {}, {}
         if op == "time":
             return {"seconds": session.time(request["n"])}, {}
+        if op == "profile":
+            return {"profile": session.end_profile()}, {}
         raise GraphoptError(f"the worker has no request {op!r}")
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +91,8 @@ class Server:
             # Private writable mappings count, and ONNX Runtime maps weight files that way: the caller adds their size
             # and watches the anonymous pages. RLIMIT_AS would also count address space that is only reserved.
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        optimized = Path(request["optimized"]) if request["optimized"] is not None else None
-        session = Session(Path(request["path"]), SessionSettings.from_json(request["settings"]), optimized)
+        extras = {key: Path(request[key]) for key in ("optimized", "profile") if request[key] is not None}
+        session = Session(Path(request["path"]), SessionSettings.from_json(request["settings"]), **extras)
         self._session = session
         return {
             "inputs": [[spec.name, spec.type, spec.shape] for spec in session.inputs],

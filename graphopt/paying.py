@@ -1,0 +1,198 @@
+"""Keeps only what pays: a quantized model that is slower here than the float model is not shipped, nor are slow places.
+
+    settled = settle(job, files, folder, twin)       # the run whose result is to be shipped
+
+The first answer to slow places is the same pipeline with them left out; the last is the float model. Not here: finding
+the places (slowness.py), timing (timing.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.evaluation import Compiled, Latency
+from graphopt.gating import FloatTwin, compiled, feeds_of, lossy_passes, rerun
+from graphopt.manager.pipeline import Fix, Pipeline
+from graphopt.slowness import slow_sites, time_nodes
+
+if TYPE_CHECKING:
+    from graphopt.driver import Options, _Job
+    from graphopt.gating import MakeJob
+    from graphopt.quantization.metrics import Interval
+    from graphopt.target import CompiledFiles
+
+QUANTIZERS = frozenset({"quantize-static", "quantize-dynamic", "quantize-weights"})
+"""Passes that change the numbers that a model computes in to make it faster."""
+_FASTER = 1.0
+
+
+@dataclass
+class Settled:
+    """What is to be shipped.
+
+    Attributes:
+        job: the run that made it.
+        files: what the target wrote.
+        record: for the report: what is `shipped` (quantized, mixed or float), the `ratios` to the time of float, the
+            smallest difference that was told (`resolution`), and the slow `sites`.
+    """
+
+    job: _Job
+    files: CompiledFiles
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """What the report says; nothing when nothing was timed."""
+        return {"slowness": self.record} if self.record else {}
+
+    def measured(self) -> tuple[str, ...]:
+        """Files that depend on what was measured here."""
+        return self.files.files if self.record else ()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    kind: str
+    job: _Job
+    files: CompiledFiles
+    compiled: Compiled
+
+
+def wanted(options: Options, job: _Job) -> bool:
+    """Whether a run is to be timed: it was asked for, a quantizer changed something, and the target runs here."""
+    assert job.result is not None and job.target is not None
+    effects = job.result.effects()
+    quantized = any(effects.get(name) for name in QUANTIZERS)
+    return options.keep_slow is False and quantized and job.target.available() is None
+
+
+def settle(job: _Job, files: CompiledFiles, folder: Path, twin: FloatTwin) -> Settled:
+    """Where it is wanted, time the quantized model against float; where it has slow places, one without them as well.
+
+    The fastest is moved into `folder`. A model that is slower than float is never chosen, unless by less than what the
+    float model differs from itself.
+
+    Args:
+        job: the run that quantized.
+        files: what the target wrote into `folder`.
+        folder: what will be shipped.
+        twin: makes the float model, and runs like it.
+    """
+    if not wanted(job.options, job):
+        return Settled(job, files)
+    start = time.perf_counter()
+    assert job.target is not None
+    float_job, float_files, float_folder = twin.make()
+    base = compiled(job.target, float_files, float_folder)
+    first = _Candidate("quantized", job, files, compiled(job.target, files, folder))
+    feeds = feeds_of(job, float_job)
+    slow = _slow(job, base, first.compiled, float_job, feeds)
+    mixed = _without(job, slow, twin.make_job) if slow else None
+    candidates = [first] if mixed is None else [first, mixed]
+    latency = Latency([item.compiled for item in candidates], base, feeds)
+    latency.make_sure(_FASTER)
+    ratios = {item.kind: latency.ratio(index) for index, item in enumerate(candidates)}
+    chosen = min(candidates, key=lambda item: ratios[item.kind].value)
+    if ratios[chosen.kind].value > _FASTER + latency.error:
+        chosen = _Candidate("float", float_job, float_files, base)
+    if chosen is not first:
+        _move(chosen, folder)
+    _remark(chosen, _quantizer(job), slow, ratios)
+    chosen.job.seconds["timing"] = time.perf_counter() - start
+    record: dict[str, Any] = {
+        "shipped": chosen.kind,
+        "ratios": {kind: dataclasses.asdict(ratio) for kind, ratio in ratios.items()},
+        "resolution": latency.error,
+        "sites": slow,
+    }
+    return Settled(chosen.job, chosen.files, record)
+
+
+def _slow(job: _Job, base: Compiled, first: Compiled, float_job: _Job, feeds: Mapping[str, Any]) -> dict[str, float]:
+    """Slow places among what the plans of the quantizers name."""
+    from graphopt.frontends.onnx import load
+
+    assert job.result is not None
+    sites = {
+        site
+        for plan in job.result.ctx.plans.made
+        if plan.name in QUANTIZERS
+        for site in plan.decisions.get("nodes", ())
+    }
+    if not sites:
+        return {}
+    times = time_nodes([base.runnable, first.runnable], feeds)
+    return slow_sites(load(base.runnable.path), sites, times[0], times[1], feeds)
+
+
+def _without(job: _Job, slow: Mapping[str, float], make_job: MakeJob) -> _Candidate | None:
+    """The same run with the slow places left out; None when no pass can leave places out."""
+    pipeline = leave_out(job.pipeline, tuple(sorted(slow)))
+    if pipeline == job.pipeline or job.options.plan is not None:
+        return None
+    assert job.target is not None
+    folder = job.scratch / "mixed-compiled"
+    folder.mkdir()
+    options = replace(
+        job.options, passes=str(pipeline), recipe=None, disable=(), opset=None, require_effect=False, dump_dir=None
+    )
+
+    def sharing(source: Any, changed: Options, scratch: Path) -> _Job:
+        made = make_job(source, changed, scratch)
+        made.calibration = job.calibration  # it knows the statistics of this model already
+        return made
+
+    again = rerun(job, options, sharing)
+    if not lossy_passes(again):
+        return None  # nothing is left in int8: that is the float model
+    files = job.target.compile(again.model, folder, options.external_data)
+    return _Candidate("mixed", again, files, compiled(job.target, files, folder))
+
+
+def leave_out(pipeline: Pipeline, sites: tuple[str, ...]) -> Pipeline:
+    """The pipeline whose static quantizers skip these sites as well."""
+
+    def change(item: Any) -> Any:
+        if isinstance(item, Fix):
+            return replace(item, items=tuple(change(inner) for inner in item.items))
+        if item.name != "quantize-static":
+            return item
+        return replace(item, skip=tuple(dict.fromkeys((*item.skip, *sites))))
+
+    return Pipeline(tuple(change(item) for item in pipeline.items))
+
+
+def _remark(chosen: _Candidate, name: str, slow: Mapping[str, float], ratios: Mapping[str, Interval]) -> None:
+    """Say what was left out, and why."""
+    assert chosen.job.result is not None
+    remarks = chosen.job.result.ctx.remarks
+    if chosen.kind == "quantized":
+        return
+    if chosen.kind == "float":
+        text = f"int8 takes {ratios['quantized'].value:.2f}x of float on this machine"
+        if "mixed" in ratios:
+            text += f", and {ratios['mixed'].value:.2f}x where the {len(slow)} slow places stay float"
+        remarks.note(name, f"{text}: the float model is shipped, --keep-slow keeps int8")
+        return
+    ops = {remark.site: remark.op for remark in remarks if remark.pass_name == name}
+    for site, ratio in sorted(slow.items()):
+        remarks.missed(name, site, ops.get(site, ""), f"int8 takes {ratio:.2f}x of float here; --keep-slow keeps int8")
+    remarks.note(name, f"{len(slow)} places stay float, where int8 is slower on this machine; --keep-slow keeps int8")
+
+
+def _quantizer(job: _Job) -> str:
+    return next(item.name for item in job.pipeline.passes() if item.name in QUANTIZERS)
+
+
+def _move(chosen: _Candidate, folder: Path) -> None:
+    """Put a candidate's files into the folder that will be shipped, in place of those that are there."""
+    for path in folder.iterdir():
+        path.unlink()
+    for name in chosen.files.files:
+        shutil.move(chosen.compiled.runnable.path.parent / name, folder / name)
