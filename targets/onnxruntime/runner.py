@@ -288,9 +288,9 @@ class OrtRunner(_Base):
         Args:
             feeds: as for `run`.
             values: names of inputs and outputs of float type.
+            abreast: so many runs may be under way; an error of one may be raised by a later call.
         """
         from graphopt.targets.onnxruntime.wire import pack
-            abreast: so many runs may be under way; an error of one may be raised by a later call.
 
         self._check(feeds, None)
         header = {"op": "observe", "names": list(values), "abreast": abreast}
