@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SIDE = 224
-CALIBRATION, TEST = 256, 1500
+CALIBRATION, TEST = 256, 1000
 SPLIT = 0.4
 SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 SKLEARN = ("china.jpg", "flower.jpg")
