@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from graphopt import ir
 
-LARGEST = 65504.0
-"""The largest finite float16."""
+LARGEST = {"FLOAT16": 65504.0, "BFLOAT16": (2 - 2.0**-7) * 2.0**127}
+"""The largest finite number of a type."""
 
-SMALLEST = 2.0**-14
-"""The smallest normal float16."""
+SMALLEST = {"FLOAT16": 2.0**-14, "BFLOAT16": 2.0**-126}
+"""The smallest normal number of a type."""
 
 _PIECE = 1 << 20  # elements
 _LAZY = 4 << 20  # elements

@@ -1,11 +1,11 @@
-"""Decides which nodes run in float16: forward along the graph from the ops that gain, around what must stay float32.
+"""Decides which nodes run in half precision: forward from the ops that gain, around what must stay float32.
 
     plan = make_plan(model, ctx, Limits(...))
     plan.nodes          # to convert, in the order of the graph, subgraphs included
     plan.kept           # node -> why it stays in float32
     plan.saturated      # (node, slot) of constants that may be cut at the limit
 
-Nothing is changed here. A value is float16 when its producer is in the plan; a border between both costs one Cast.
+Nothing is changed here. A value is narrow when its producer is in the plan; a border between both costs one Cast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Limits:
     """What may be narrowed.
 
     Attributes:
-        dtype: `FLOAT16`.
+        dtype: `FLOAT16` or `BFLOAT16`.
         largest: magnitudes above it stay in float32.
         keep: op types and sites to leave alone.
         observed: [min, max] of values by name, as seen on data.
@@ -47,6 +47,16 @@ class Limits:
     largest: float
     keep: frozenset[str] = frozenset()
     observed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def end(self) -> float:
+        """The largest finite number of the type."""
+        return LARGEST[self.dtype]
+
+    @property
+    def smallest(self) -> float:
+        """The smallest normal number of the type."""
+        return SMALLEST[self.dtype]
 
 
 @dataclass
@@ -191,11 +201,17 @@ class _Planner:
         if op in QUANTIZED_OPS or op.startswith("QLinear") or _beside_quantize(node):
             return "it belongs to a quantized group"
         if node.domain == "" and op in rules.UNSAFE:
-            return rules.UNSAFE[op]
-        special = _special(node, self.limits.largest) or (is_angle(node) and "it computes angles from positions")
+            return self._worded(rules.UNSAFE[op])
+        special = _special(node, self.limits.largest)
         if special:
-            return special
+            return self._worded(special)
+        if is_angle(node):
+            return "it computes angles from positions"
         return self._no_kernel(node, narrow)
+
+    def _worded(self, why: str) -> str:
+        """A reason that holds for float16; with the range of float32 it is the few bits that are left of it."""
+        return why if self.limits.dtype == "FLOAT16" else rules.reworded(why)
 
     def _no_kernel(self, node: ir.Node, narrow: str) -> str | None:
         """What the schema or the target does not offer."""
@@ -235,7 +251,7 @@ class _Planner:
         largest = self._magnitude(value)
         if largest > self.limits.largest:
             return f"its constant {value.name!r} reaches {largest:.4g}"
-        if 0 < largest < SMALLEST and slot not in rules.ADDED_SLOTS.get(node.op_type, ()):
+        if 0 < largest < self.limits.smallest and slot not in rules.ADDED_SLOTS.get(node.op_type, ()):
             return f"its constant {value.name!r} vanishes: at most {largest:.4g}"
         return None
 
@@ -261,7 +277,7 @@ class _Planner:
             if (value in self.large or size > self.limits.largest) and not divides:
                 reason = self.large.get(value, f"behind the constant {value.name!r} it may reach {size:.4g}")
                 self.large.update({out: reason for out in floats if not self._within(out)})
-            starts = constant and 0 < size < SMALLEST and node.op_type in ("Add", "Max", "Clip", "Where")
+            starts = constant and 0 < size < self.limits.smallest and node.op_type in ("Add", "Max", "Clip", "Where")
             if starts or (value in self.tiny and node.op_type in rules.KEEPS_TINY):
                 reason = self.tiny.get(value, f"behind the constant {value.name!r} it may be as small as {size:.4g}")
                 self.tiny.update(dict.fromkeys(floats, reason))
@@ -281,7 +297,7 @@ class _Planner:
             if value is None or not is_float(value) or const_tensor(value) is None:
                 continue
             bounds = node.op_type == "Clip" and node.domain == "" and slot > 0
-            if self._magnitude(value) > LARGEST and (bounds or only_masks_softmax(node, slot)):
+            if self._magnitude(value) > self.limits.end and (bounds or only_masks_softmax(node, slot)):
                 self.plan.saturated[(node, slot)] = None
 
 

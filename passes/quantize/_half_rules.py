@@ -47,6 +47,12 @@ UNSAFE: dict[str, str] = {
 }
 """Standard ops that stay in float32, and why."""
 
+
+def reworded(why: str) -> str:
+    """The reason for bfloat16: it has the range, and eight bits of precision."""
+    return why.replace(_FAST, "it needs more than 8 bits").replace("leave the range", "need more than 8 bits")
+
+
 # Their output is small whatever comes in.
 BOUNDED = frozenset(
     {
