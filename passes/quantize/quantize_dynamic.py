@@ -15,6 +15,7 @@ from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._dynamic_forms import INTEGER, emit, integer_weight, quantized_input
+from graphopt.passes.quantize._dynamic_lstm import emit_lstm, find_lstm
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weight_plan import drop_shared
 from graphopt.passes.quantize._weight_sites import ALREADY, DONE, Weight, find_weight
@@ -31,7 +32,7 @@ class QuantizeDynamic(PlanPass):
     """MatMul(x, w) -> Cast(MatMulInteger(DynamicQuantizeLinear(x), q)) * (x_scale * scale); Gemm and Conv likewise
 
     Options:
-        ops: MatMul, Gemm, and on request Conv.
+        ops: MatMul, Gemm, LSTM (where the target has DynamicQuantizeLSTM), and on request Conv.
         skip: sites, op types or regular expressions of sites that stay in float.
         ranges: `max` spans the largest weight of an output channel, `mse` clips where that lowers the squared error.
         saturation: `safe` makes weights that cannot saturate the 16-bit sums of CPUs without VNNI, `ignore` does not;
@@ -47,7 +48,7 @@ class QuantizeDynamic(PlanPass):
     level: ClassVar[int | None] = None
     tolerance = "lossy"
 
-    ops: tuple[Literal["MatMul", "Gemm", "Conv"], ...] = ("MatMul", "Gemm")
+    ops: tuple[Literal["MatMul", "Gemm", "LSTM", "Conv"], ...] = ("MatMul", "Gemm", "LSTM")
     skip: tuple[str, ...] = ()
     ranges: Ranges = "max"
     saturation: Literal["auto", "safe", "ignore"] = "auto"
@@ -67,14 +68,18 @@ class QuantizeDynamic(PlanPass):
             try:
                 if node in skip:
                     raise NoMatch("asked for by skip")
-                weights[node] = _find(node, ctx, safe)
+                if node.op_type == "LSTM":
+                    find_lstm(node, ctx)
+                else:
+                    weights[node] = _find(node, ctx, safe)
                 chosen[node] = {"safe": safe}
             except NoMatch as reason:
                 missed[node] = str(reason)
-        drop_shared(chosen, weights, missed, ctx)
+        products = {node: entry for node, entry in chosen.items() if node in weights}
+        drop_shared(products, weights, missed, ctx)
         for node, why in missed.items():
             ctx.remarks.missed(self.name, ctx.rewriter.site(node), node.op_type, why)
-        return {"sites": {ctx.rewriter.site(node): entry for node, entry in chosen.items()}}
+        return {"sites": {ctx.rewriter.site(node): entry for node, entry in chosen.items() if node not in missed}}
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
         entries = decisions.get("sites")
@@ -82,8 +87,8 @@ class QuantizeDynamic(PlanPass):
             raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: {{safe: bool}}}}}}")
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
         for site, entry in entries.items():
-            if site not in there or there[site].domain or there[site].op_type not in INTEGER:
-                raise GraphoptError(f"the plan of {self.name!r}: there is no MatMul, Gemm or Conv {site!r}")
+            if site not in there or there[site].domain or there[site].op_type not in (*INTEGER, "LSTM"):
+                raise GraphoptError(f"the plan of {self.name!r}: there is no MatMul, Gemm, Conv or LSTM {site!r}")
             if not isinstance(entry, Mapping) or not isinstance(entry.get("safe"), bool):
                 raise GraphoptError(f"the plan of {self.name!r}: the entry for {site!r} wants {{safe: bool}}")
         work = _Work(ctx, self.ranges)
@@ -126,15 +131,16 @@ class _Work:
         self._weights: dict[tuple[Any, ...], tuple[ir.Value, ...]] = {}
 
     def attempt(self, node: ir.Node, safe: bool) -> None:
+        """Rewrite one node in one transaction."""
         ctx, rewriter = self.ctx, self.ctx.rewriter
-        site, op_type, source, graph = rewriter.site(node), node.op_type, node.inputs[0], node.graph
-        assert source is not None and graph is not None
+        site, op_type = rewriter.site(node), node.op_type
         op = rewriter.builder(node)
         try:
-            weight = _find(node, ctx, safe)
-            activation = _alive(self._inputs.get((source, graph))) or quantized_input(op, source)
-            constants = self._constants(op, weight, safe)
-            rewriter.replace(node, emit(op, weight, activation, constants), op)
+            if op_type == "LSTM":
+                find_lstm(node, ctx)
+                rewriter.replace(node, emit_lstm(op, node, safe), op)
+            else:
+                self._product(op, node, safe)
         except NoMatch as reason:
             op.discard()
             ctx.remarks.missed(ctx.pass_name, site, op_type, str(reason))
@@ -142,12 +148,19 @@ class _Work:
         except BaseException:
             op.discard()
             raise
-        self._inputs[source, graph] = activation
-        self._weights[_key(weight, safe)] = constants
         how = " that cannot saturate" if safe else ""
-        ctx.remarks.applied(
-            ctx.pass_name, site, op_type, f"int8 weights{how}, and an input that is quantized on each run"
-        )
+        ctx.remarks.applied(ctx.pass_name, site, op_type, f"int8 weights{how}, its input quantized on each run")
+
+    def _product(self, op: Builder, node: ir.Node, safe: bool) -> None:
+        source, graph = node.inputs[0], node.graph
+        assert source is not None and graph is not None
+        weight = _find(node, self.ctx, safe)
+        activation = _alive(self._inputs.get((source, graph))) or quantized_input(op, source)
+        constants = self._constants(op, weight, safe)
+        key = _key(weight, safe)
+        self.ctx.rewriter.replace(node, emit(op, weight, activation, constants), op)
+        self._inputs[source, graph] = activation
+        self._weights[key] = constants
 
     def _constants(self, op: Builder, weight: Weight, safe: bool) -> tuple[ir.Value, ...]:
         """Codes and scales, in the graph of the original, where all its readers see them."""

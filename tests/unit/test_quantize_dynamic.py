@@ -140,8 +140,8 @@ def test_plan_is_data_and_can_be_edited() -> None:
 @pytest.mark.parametrize(
     ("decisions", "message"),
     [
-        ({"sites": {"Gone": {"safe": True}}}, "there is no MatMul, Gemm or Conv 'Gone'"),
-        ({"sites": {"Relu_0": {"safe": True}}}, "there is no MatMul, Gemm or Conv 'Relu_0'"),
+        ({"sites": {"Gone": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Gone'"),
+        ({"sites": {"Relu_0": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Relu_0'"),
         ({"sites": {"Gemm_0": {}}}, "the entry for 'Gemm_0' wants {safe: bool}"),
         ({}, "wants {sites"),
     ],
@@ -188,3 +188,52 @@ def test_what_is_not_there_is_a_reason() -> None:
     assert "from opset 11 on" in reasons(quantize(model_of(NET, opset=10), target=None))["MatMul_0"]
     target = registry.make_target("cuda")
     assert "no kernel for DynamicQuantizeLinear" in reasons(quantize(model_of(NET), target=str(target)))["MatMul_0"]
+
+
+# -- LSTM ---------------------------------------------------------------------------------------------------------
+
+LSTM = """g (float[T, N, 12] x, float[2, N, 8] h, float[2, N, 8] c) => (float[T, 2, N, 8] y, float[2, N, 8] last)
+  <float[2, 32, 12] w, float[2, 32, 8] r, float[2, 64] b> {
+  y, last = LSTM <hidden_size = 8, direction = "bidirectional"> (x, w, r, b, , h, c) }"""
+
+
+def _states() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    shapes = {"x": (5, 3, 12), "h": (2, 3, 8), "c": (2, 3, 8)}
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("options", ["", "saturation=safe"])
+def test_lstm(options: str, run_model: Any) -> None:
+    model = model_of(LSTM)
+    assert quantize(model, options).rewriter.changes == 1
+    assert ops(model) == {"DynamicQuantizeLSTM": 1}
+    want, got = run_model(model_of(LSTM), _states()), run_model(model, _states())
+    assert all(1e-4 < np.abs(want[name] - got[name]).max() < 0.05 for name in ("y", "last"))
+    assert quantize(model).rewriter.changes == 0
+    if options:
+        codes = model.graph.initializers["w_codes"].const_value.numpy()
+        assert all(is_safe(part) for part in codes)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "reason"),
+    [
+        (LSTM, None, "no target is set, so only standard ops are emitted"),
+        (LSTM, "cuda", "no kernel for com.microsoft::DynamicQuantizeLSTM"),
+        (LSTM.replace("hidden_size", "input_forget = 1, hidden_size"), "cpu", "does not couple"),
+        (LSTM.replace("(x, w, r,", "(x, w2, r,").replace("y, last", "w2 = Neg (w)\n y, last"), "cpu", "not constant"),
+        (LSTM.replace(", float[2, N, 8] last)", ", float[2, 32, 8] z)").replace("y, last =", "z = Neg (r)\n y ="),
+         "cpu", "also read by others"),
+    ],
+)  # fmt: skip
+def test_why_an_lstm_stays(text: str, target: str | None, reason: str) -> None:
+    ctx = quantize(model_of(text), target=target)
+    assert ctx.rewriter.changes == 0 and reason in reasons(ctx)["LSTM_0"]
+
+
+def test_lstm_weights_with_nan_stay() -> None:
+    weight = np.ones((2, 32, 12), np.float32)
+    weight[1, 2, 3] = np.nan
+    ctx = quantize(model_of(LSTM, weights={"w": weight}))
+    assert reasons(ctx) == {"LSTM_0": "its weight 'w' holds NaN or infinities"}
