@@ -31,6 +31,7 @@ from graphopt.manager.pipeline import Pipeline
 from graphopt.manager.plan import Plan, read_plans, to_json
 from graphopt.manager.registry import get, make_target
 from graphopt.manager.runner import RunResult, run
+from graphopt.precision import TIMED, with_precision
 from graphopt.repro import write_repro
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Options:
 
     Attributes:
         level: named pipeline O0..O3, unless `passes` or `recipe` says what to run.
+        precision: what to compute in: `int8`, `int8-dynamic`, `int8-weights`, `int4`, `fp16`, `bf16`; the passes join
+            the level (graphopt/precision.py).
         passes: pipeline text.
         recipe: TOML file that says the same.
         disable: passes to leave out.
@@ -67,11 +70,12 @@ class Options:
         gates: compile only: what must be reached for anything to be written, e.g. "metric>=0.99x" (graphopt/gates.py).
         evaluate: compile only: the user's metric, a function of a runner or its name `module:function`.
         keep_slow: compile only: False times a quantized model here and leaves out what is slower than in float, all of
-            it if need be; True and None ship it as it is.
+            it if need be; True ships it as it is; None: False with precision `int8` or `int8-dynamic`, else True.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
     level: int = 2
+    precision: str | None = None
     passes: str | None = None
     recipe: Path | None = None
     disable: tuple[str, ...] = ()
@@ -122,6 +126,8 @@ def plan_pipeline(options: Options, target: Target | None) -> Pipeline:
     """
     if options.passes is not None and options.recipe is not None:
         raise GraphoptError("give passes or a recipe, not both")
+    if options.precision is not None and (options.passes is not None or options.recipe is not None):
+        raise GraphoptError(f"--precision {options.precision} adds passes to a level; give it or a pipeline, not both")
     if options.recipe is not None:
         chosen = pipelines.load_recipe(options.recipe)
     elif options.passes is not None:
@@ -129,7 +135,10 @@ def plan_pipeline(options: Options, target: Target | None) -> Pipeline:
     else:
         if options.level not in range(4):
             raise GraphoptError(f"there is no optimization level {options.level}; levels are 0 to 3")
-        chosen = pipelines.parse(target.pipeline(options.level) if target is not None else f"O{options.level}")
+        if options.precision is not None:
+            chosen = with_precision(options.precision, options.level, target)
+        else:
+            chosen = pipelines.parse(target.pipeline(options.level) if target is not None else f"O{options.level}")
     if options.opset is not None:
         kept = tuple(item for item in chosen.items if getattr(item, "name", "") != "convert-opset")
         chosen = Pipeline((*pipelines.parse(f"convert-opset{{to={options.opset}}}").items, *kept))
@@ -251,6 +260,8 @@ def compile(
         GraphoptError: bad input, a broken rule, wrong numbers (VerificationError), or an unmet requirement.
     """
     options = options or Options()
+    if options.keep_slow is None and options.precision in TIMED:
+        options = replace(options, keep_slow=False)
     chosen = make_target(target) if isinstance(target, str) else target
     out = Path(output)
     gating = Gating(options)

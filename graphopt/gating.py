@@ -163,11 +163,12 @@ def feeds_of(job: _Job, float_job: _Job) -> Mapping[str, Any]:
 
 
 def lossy_passes(job: _Job) -> tuple[str, ...]:
-    """Names of the passes of a run's pipeline that lose something; empty when none of them changed the model."""
+    """Names of the passes that lose something, with those that prepare for them; empty when nothing was lost."""
     assert job.result is not None
     effects = job.result.effects()
-    names = dict.fromkeys(item.name for item in job.pipeline.passes() if item.tolerance == "lossy")
-    return tuple(names) if any(effects.get(name) for name in names) else ()
+    lossy = [item for item in job.pipeline.passes() if item.tolerance == "lossy" or item.stage == "quantize"]
+    lost = any(effects.get(item.name) for item in lossy if item.tolerance == "lossy")
+    return tuple(dict.fromkeys(item.name for item in lossy)) if lost else ()
 
 
 def float_options(options: Options, pipeline: str) -> Options:
@@ -175,6 +176,7 @@ def float_options(options: Options, pipeline: str) -> Options:
     return replace(
         options,
         passes=pipeline or "O0",
+        precision=None,
         recipe=None,
         disable=(),
         opset=None,

@@ -140,7 +140,14 @@ def _without(job: _Job, slow: Mapping[str, float], make_job: MakeJob) -> _Candid
     folder = job.scratch / "mixed-compiled"
     folder.mkdir()
     options = replace(
-        job.options, passes=str(pipeline), recipe=None, disable=(), opset=None, require_effect=False, dump_dir=None
+        job.options,
+        passes=str(pipeline),
+        precision=None,
+        recipe=None,
+        disable=(),
+        opset=None,
+        require_effect=False,
+        dump_dir=None,
     )
 
     def sharing(source: Any, changed: Options, scratch: Path) -> _Job:

@@ -117,6 +117,11 @@ _PIPELINE = [
         help="0 nothing, 1 exact only, 2 default, 3 everything non-lossy.",
     ),
     click.option(
+        "--precision",
+        metavar="NAME",
+        help="Compute in int8 (wants --calibration-data), int8-dynamic, int8-weights, int4, fp16 or bf16.",
+    ),
+    click.option(
         "-p", "--passes", metavar="TEXT", help="Pipeline text instead of -O, e.g. 'fold-constants,fix(cse,dce)'."
     ),
     click.option("--recipe", type=click.Path(path_type=Path), help="Pipeline as a TOML file."),
@@ -253,6 +258,7 @@ def make_options(flags: dict[str, Any]) -> Any:
     dump_dir, changed_only = parse_dump(flags["dump_ir"])
     return Options(
         level=flags["level"],
+        precision=flags["precision"],
         passes=flags["passes"],
         recipe=flags["recipe"],
         disable=flags["disable"],
