@@ -38,11 +38,11 @@ class CorrectBias(Pass):
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
     tolerance: ClassVar[Tolerance] = "lossy"
-    after: ClassVar[tuple[str, ...]] = ("quantize-static",)
+    after: ClassVar[tuple[str, ...]] = ("quantize-static", "round-weights")
     scope = "main"
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        nodes = [node for node in model.graph if _is_quantized(node)]
+        nodes = [node for node in model.graph if is_quantized(node)]
         if not nodes:
             return
         if ctx.floats is None:
@@ -141,7 +141,7 @@ def _channel_axis(node: ir.Node) -> int:
     return 1 if node.op_type == "Conv" else -1
 
 
-def _is_quantized(node: ir.Node) -> bool:
+def is_quantized(node: ir.Node) -> bool:
     """A node with work that reads codes through Dequantize, constant ones as weights."""
     if node.op_type not in COMPUTE or node.domain != "":
         return False
