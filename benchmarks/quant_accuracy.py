@@ -18,7 +18,7 @@ from benchmarks.latency import DISTURBED, opener
 from benchmarks.quant import quantizers, tasks
 from benchmarks.quant.executed import Executed, executed
 from benchmarks.quant.intervals import paired_difference
-from benchmarks.quant.quantizers import OURS, Made, quantize
+from benchmarks.quant.quantizers import OURS, Made, place_of, quantize
 from benchmarks.quant.task import Task, read, write
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Measured:
 
 def make(task: Task, name: str, calibration: Path, folder: Path, *, keep: bool) -> Made:
     """Run a quantizer; with `keep`, take what a peer left there in an earlier run."""
-    model = folder / "model.onnx"
+    model = place_of(name, folder)
     if keep and name != OURS and model.exists():
         return Made(model)
     say(f"  {name} ...")

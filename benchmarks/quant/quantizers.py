@@ -86,28 +86,33 @@ def quantize(name: str, model: Path, calibration: Path, folder: Path) -> Made:
     """Quantize a model with the peer of that name, or with graphopt, into an empty `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    output = folder / "model.onnx"
+    output = place_of(name, folder)
     try:
         if name == OURS:
-            return run(_ours(model, calibration, folder), output)
-        return run(PEERS[name].command(model, calibration, output), output)
+            return run(_ours(model, calibration, output.parent), output, folder)
+        return run(PEERS[name].command(model, calibration, output), output, folder)
     except SystemExit as error:  # an environment that cannot be made is a row of the table, not its end
         return Made(output, error=str(error))
 
 
-def _ours(model: Path, calibration: Path, folder: Path) -> list[str]:
+def place_of(name: str, folder: Path) -> Path:
+    """Where a tool's model is; graphopt wants a folder of its own for its artifact."""
+    return folder / "artifact" / "model.onnx" if name == OURS else folder / "model.onnx"
+
+
+def _ours(model: Path, calibration: Path, artifact: Path) -> list[str]:
     command = [sys.executable, "-P", "-m", "graphopt", "compile", str(model), "--target", "cpu", "--precision", "int8"]
-    return [*command, "--calibration-data", str(calibration), "-o", str(folder)]
+    return [*command, "--calibration-data", str(calibration), "-o", str(artifact)]
 
 
-def run(command: Sequence[str], output: Path, limit: float = SECONDS) -> Made:
-    """Run a quantizer while its memory is watched; what it prints stays in log.txt beside its output."""
+def run(command: Sequence[str], output: Path, folder: Path, limit: float = SECONDS) -> Made:
+    """Run a quantizer in `folder` while its memory is watched; what it prints stays there in log.txt."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)} if OURS in command else dict(os.environ)
-    log = output.parent / "log.txt"
+    log = folder / "log.txt"
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            list(command), cwd=output.parent, env=environ, stdout=stream, stderr=stream, start_new_session=True
+            list(command), cwd=folder, env=environ, stdout=stream, stderr=stream, start_new_session=True
         )
         memory = TreeMemory(process.pid)
         memory.start()

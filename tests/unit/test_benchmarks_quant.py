@@ -176,10 +176,12 @@ def test_integer_nodes_are_counted_by_what_flows_in() -> None:
 def test_failing_quantizers_say_why(tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
     code = "print('ValueError: no such op'); print('bye'); raise SystemExit(3)"
-    assert quantizers.run([sys.executable, "-c", code], output).error == "exit status 3: ValueError: no such op"
-    slow = quantizers.run([sys.executable, "-c", "import time; time.sleep(30)"], output, limit=0.2)
+    assert (
+        quantizers.run([sys.executable, "-c", code], output, tmp_path).error == "exit status 3: ValueError: no such op"
+    )
+    slow = quantizers.run([sys.executable, "-c", "import time; time.sleep(30)"], output, tmp_path, 0.2)
     assert slow.error == "took over 0.2 s"
-    made = quantizers.run([sys.executable, "-c", "open('model.onnx', 'w')"], output)
+    made = quantizers.run([sys.executable, "-c", "open('model.onnx', 'w')"], output, tmp_path)
     assert (made.path, made.error) == (output, "")
 
 
