@@ -134,8 +134,7 @@ class Calibrating:
             for name in names:
                 accumulators[name].update(feeds[name] if name in inputs else results[name])
 
-        for _ in self._slices(model, list(accumulators), limit, look):
-            pass
+        self._show(model, list(accumulators), limit, look)
 
     def statistics(self, model: ir.Model, values: Sequence[str]) -> Mapping[str, TensorStats]:
         """Statistics of float values of the main graph: saved or gathered before for this very model, else gathered.
@@ -160,7 +159,7 @@ class Calibrating:
             raise GraphoptError(self._why_not_saved(key, wanted))
         missing = [name for name in wanted if name not in self.gathered.models.get(key, {})]
         if missing:
-            self.gathered.add(key, self._gather(model, missing))
+            self.gathered.add(key, self._show(model, missing, None, None))
         found = self.gathered.find(key, wanted)
         assert found is not None
         return found
@@ -217,23 +216,18 @@ class Calibrating:
             )
         return self._samples
 
-    def _gather(self, model: ir.Model, names: Sequence[str]) -> dict[str, TensorStats]:
-        found: dict[str, TensorStats] = {}
-        for runner in self._slices(model, names, None, None):
-            found.update(runner.statistics())
-        return found
-
-    def _slices(
+    def _show(
         self, model: ir.Model, names: Sequence[str], limit: int | None, look: Look | None
-    ) -> Iterator[OrtRunner]:
-        """Show every batch, slice by slice of the graph; give out the runner of each slice after its pass.
+    ) -> dict[str, TensorStats]:
+        """Show every batch, slice by slice of the graph.
 
         Args:
-            look: is shown the values of a batch; None has the child take statistics of them.
+            look: is shown the values of a batch; None has the child take statistics of them, which are returned.
         """
         values = _find(model, names)
+        found: dict[str, TensorStats] = {}
         if not names:
-            return
+            return found
         budget = self.max_memory // _SHARE
         sample = self._need_samples().peek()
         sizes = {name: _size(value, _bindings(model, sample)) for name, value in values.items()}
@@ -247,15 +241,30 @@ class Calibrating:
             times = max(1.0, _bytes(next(self.batches(limit))) / max(1, _bytes(sample)))
             for part in _pack({name: (size or 0) * times for name, size in sizes.items()}, budget):
                 abreast = self._abreast(sum((sizes[name] or 0) * times for name in part)) if look is None else 1
-                with closing(_open(path, part, abreast)) as runner:
-                    with self._bar(limit) as bar:
-                        for feeds, count in self._counted(limit):
-                            if look is None:
-                                runner.observe(feeds, part, abreast)
-                            else:
-                                look(runner, feeds, part)
-                            bar.step(count)
-                    yield runner
+                found.update(self._slice(path, part, abreast, limit, look))
+        return found
+
+    def _slice(
+        self, path: Path, part: Sequence[str], abreast: int, limit: int | None, look: Look | None
+    ) -> dict[str, TensorStats]:
+        """One pass over the samples; one by one when a model that declares any batch fails on several."""
+        samples, shown = self._need_samples(), 0
+        with closing(_open(path, part, abreast)) as runner, self._bar(limit) as bar:
+            try:
+                for feeds, count in self._counted(limit):
+                    if look is None:
+                        runner.observe(feeds, part, abreast)
+                    else:
+                        look(runner, feeds, part)
+                        shown += 1
+                    bar.step(count)
+                return runner.statistics() if look is None else {}
+            except GraphoptError:
+                if shown or samples.batch == 1 or not _runs(path, part, samples.peek()):
+                    raise
+        samples.note(f"the model fails on {samples.batch} samples at a time; they were run one by one")
+        samples.batch = 1
+        return self._slice(path, part, abreast, limit, look)
 
     def _abreast(self, batch_bytes: float) -> int:
         """How many batches may be under way: one for each core, as far as memory goes."""
@@ -387,6 +396,15 @@ def _written(model: ir.Model, scratch: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="calibrate-", dir=scratch) as folder:
         write(model, Path(folder) / "model.onnx", "always")  # the copies with taps need not hold the weights again
         yield Path(folder) / "model.onnx"
+
+
+def _runs(path: Path, values: Sequence[str], feeds: Mapping[str, Any]) -> bool:
+    with closing(_open(path, values)) as runner:
+        try:
+            runner.sizes(feeds, [spec.name for spec in runner.outputs][:1])
+        except GraphoptError:
+            return False
+        return True
 
 
 def _open(path: Path, values: Sequence[str], abreast: int = 1) -> OrtRunner:

@@ -63,7 +63,7 @@ def write_repro(
             target = Path(scratch) / "repro"
             target.mkdir()
             write(model, target / "model.onnx")
-            (target / "repro.json").write_text(_description(name, pipeline, error), encoding="utf-8")
+            (target / "repro.json").write_text(_description(name, pipeline, error, options), encoding="utf-8")
             target.replace(folder)
     except (GraphoptError, OSError):
         return None  # the first error is the one to report
@@ -76,9 +76,11 @@ def _is_last_stretch(ctx: Context, number: int) -> bool:
     return all(rewrite.pass_name == ctx.pass_name for rewrite in rewrites[number - 1 :])
 
 
-def _description(name: str, pipeline: Pipeline, error: GraphoptError) -> str:
-    from graphopt.driver import versions
+def _description(name: str, pipeline: Pipeline, error: GraphoptError, options: Options) -> str:
+    from graphopt.environment import versions
 
+    samples = options.calibration_data if isinstance(options.calibration_data, str | Path) else None
+    more = "" if samples is None else f" --calibration-data {shlex.quote(str(samples))}"
     item = next((str(item) for item in pipeline.passes() if item.name == name), name)
     return (
         json.dumps(
@@ -86,7 +88,7 @@ def _description(name: str, pipeline: Pipeline, error: GraphoptError) -> str:
                 "command": shlex.join(["graphopt", *sys.argv[1:]]),
                 "error": str(error),
                 "pass": item,
-                "replay": f"graphopt opt model.onnx -p {shlex.quote(item)}",
+                "replay": f"graphopt opt model.onnx -p {shlex.quote(item)}{more}",
                 "versions": versions(),
             },
             indent=1,

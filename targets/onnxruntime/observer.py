@@ -39,7 +39,7 @@ class Observer:
         self._waiting.append((names, feeds, self._pool.submit(self._run, feeds, wanted)))
 
     def finish(self) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-        """Wait for all runs; the statistics as `TensorStats.parts`, headers and counts by name."""
+        """Wait for all runs, and end; the statistics as `TensorStats.parts`, headers and counts by name."""
         while self._waiting:
             self._take()
         self._pool.shutdown()

@@ -118,8 +118,10 @@ def test_statistics_are_gathered_once_for_a_model(tmp_path: Path, monkeypatch: p
     model = calibration._model
     first = calibration.statistics(model, ["a"])
     gathered: list[Any] = []
-    plain = calibration._gather
-    monkeypatch.setattr(calibration, "_gather", lambda model, names: gathered.append(names) or plain(model, names))
+    plain = calibration._show
+    monkeypatch.setattr(
+        calibration, "_show", lambda model, names, *rest: gathered.append(names) or plain(model, names, *rest)
+    )
     assert calibration.statistics(model, ["a"])["a"] is first["a"]
     calibration.statistics(model, ["a", "b"])
     assert gathered == [["b"]]
@@ -190,3 +192,41 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
     calibration = calibrating(tmp_path, wrong)
     with pytest.raises(GraphoptError, match="cannot run the model.*out of (data )?bounds"):
         calibration.statistics(calibration._model, ["a"])
+
+
+def test_batches_abreast_are_looked_at_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        calibration = calibrating(tmp_path, samples(50))
+        found.append(calibration.statistics(calibration._model, ["a", "x"]))
+    for name in ("a", "x"):
+        one, three = (stats[name] for stats in found)
+        assert three.batches == 7 and one.low < one.moving_low
+        assert (three.moving_low, three.moving_high) == pytest.approx((one.moving_low, one.moving_high), rel=1e-5)
+
+
+def test_an_error_of_a_late_batch_is_told(tmp_path: Path) -> None:
+    data = samples(50)
+    data["tokens"][45] = 99
+    calibration = calibrating(tmp_path, data)
+    with pytest.raises(GraphoptError, match="cannot run the model"):
+        calibration.statistics(calibration._model, ["a"])
+
+
+STUBBORN = """<ir_version: 10, opset_import: ["": 21]>
+g (float[N, 6] x) => (float[1, 6] y) <int64[2] shape = {1, 6}> { a = Relu (x) \n y = Reshape (a, shape) }"""
+
+
+@pytest.mark.parametrize("count", [9, 40])
+@pytest.mark.parametrize("how", ["statistics", "fold"])
+def test_a_model_that_takes_one_sample_though_it_declares_any(tmp_path: Path, how: str, count: int) -> None:
+    model = from_text(STUBBORN)
+    calibration = Calibrating(model, {"x": samples(count)["x"]}, tmp_path)
+    keep = Keep()
+    if how == "fold":
+        calibration.fold(model, {"a": keep})
+        assert len(keep.arrays) == count
+    else:
+        assert calibration.statistics(model, ["a"])["a"].count == 6 * count
+    assert calibration.notes() == ["the model fails on 8 samples at a time; they were run one by one"]

@@ -140,6 +140,8 @@ def test_bisect_and_the_reproducer_hand_it_on(model: Path, data: Path, tmp_path:
             options=Options(passes="clip-to-seen{fail}", calibration_data=data, repro=tmp_path / "repro"),
         )
     assert (tmp_path / "repro" / "model.onnx").is_file(), caught.value
+    replay = json.loads((tmp_path / "repro" / "repro.json").read_text())["replay"]
+    assert replay.endswith(f"--calibration-data {data}")
 
 
 def test_the_command_line(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

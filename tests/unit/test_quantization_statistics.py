@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graphopt.errors import GraphoptError
-from graphopt.quantization.statistics import BINS, MOMENTUM, Statistics, TensorStats
+from graphopt.quantization.statistics import BINS, MOMENTUM, SUBSET, Statistics, TensorStats, _stride
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 ARRAYS = hnp.arrays(np.float32, st.integers(0, 40), elements=FLOATS)
@@ -155,3 +155,34 @@ def test_contradictions_are_refused(key: str, value: Any) -> None:
     TensorStats.from_json(json.loads(json.dumps(data)))
     with pytest.raises(GraphoptError, match="no statistics of a tensor"):
         TensorStats.from_json({**data, key: value})
+
+
+def test_later_batches_are_thinned_out_evenly() -> None:
+    """Of what comes after the first, some elements stand for all: from every channel, and none counts twice as much."""
+    rng = np.random.default_rng(0)
+    scale = np.array([1, 1, 1, 50], np.float32)  # one channel of four is far wider
+    batches = [rng.standard_normal((100_000, 4)).astype(np.float32) * scale for _ in range(6)]
+    stats, x = stats_of(*batches), np.concatenate(batches).astype(np.float64)
+    assert (stats.count, stats.batches) == (x.size, 6)
+    assert (stats.low, stats.high) == (x.min(), x.max())
+    assert stats.counts.sum() == pytest.approx(x.size, rel=1e-3)
+    assert stats.variance == pytest.approx(x.var(), rel=0.03)
+    wide = np.abs(np.arange(BINS) + 0.5 - BINS / 2) * stats.width > 10
+    assert stats.counts[wide].sum() / stats.counts.sum() == pytest.approx((np.abs(x) > 10).mean(), rel=0.03)
+    assert TensorStats.from_json(stats.to_json()).to_json() == stats.to_json()
+
+
+def test_a_rare_value_is_found_however_many_are_left_out() -> None:
+    x = np.zeros(3_000_000, np.float32)
+    stats = stats_of(x)
+    x[1_234_567] = 9
+    stats.update(x)
+    x[1_234_567] = np.nan
+    stats.update(x)
+    assert (stats.high, stats.nan, stats.count) == (9, 1, 8_999_999)
+
+
+@pytest.mark.parametrize("size", [1, 2**14, 3 * 2**20, 2310 * 1000, 10**7 + 19])
+def test_what_stands_for_a_tensor_is_spread_over_its_channels(size: int) -> None:
+    stride = _stride(size)
+    assert math.gcd(stride, size) == 1 and size / stride >= min(size, SUBSET)
