@@ -17,6 +17,7 @@ from graphopt import paying
 from graphopt.artifact import Artifact
 from graphopt.calibrating import open_calibration
 from graphopt.checks import Check, Numbers, data_files
+from graphopt.environment import machine, versions
 from graphopt.errors import GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
@@ -422,31 +423,3 @@ class _Job:
             "numerics": numbers.as_json(),
             "seconds": {**self.seconds, "numerics": numbers.seconds},
         }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what is written."""
-    import importlib.metadata
-
-    import graphopt
-
-    found = {"graphopt": graphopt.__version__}
-    for name in ("numpy", "onnx", "onnx-ir", "onnx-shape-inference", "onnxruntime", "onnxruntime-gpu"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """What the measured numbers of a report belong to."""
-    import os
-    import platform
-
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }

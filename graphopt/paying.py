@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 QUANTIZERS = frozenset({"quantize-static", "quantize-dynamic", "quantize-weights"})
 """Passes that change the numbers that a model computes in to make it faster."""
+_PLACES = {"quantize-static": "nodes", "quantize-dynamic": "sites"}
+"""Passes that can leave places out by their option `skip`, and where their plans name the places."""
 _FASTER = 1.0
 
 
@@ -92,7 +94,7 @@ def settle(job: _Job, files: CompiledFiles, folder: Path, twin: FloatTwin) -> Se
     base = compiled(job.target, float_files, float_folder)
     first = _Candidate("quantized", job, files, compiled(job.target, files, folder))
     feeds = feeds_of(job, float_job)
-    slow = _slow(job, base, first.compiled, float_job, feeds)
+    slow = _slow(job, base, first.compiled, feeds)
     mixed = _without(job, slow, twin.make_job) if slow else None
     candidates = [first] if mixed is None else [first, mixed]
     latency = Latency([item.compiled for item in candidates], base, feeds)
@@ -114,26 +116,30 @@ def settle(job: _Job, files: CompiledFiles, folder: Path, twin: FloatTwin) -> Se
     return Settled(chosen.job, chosen.files, record)
 
 
-def _slow(job: _Job, base: Compiled, first: Compiled, float_job: _Job, feeds: Mapping[str, Any]) -> dict[str, float]:
+def _slow(job: _Job, base: Compiled, first: Compiled, feeds: Mapping[str, Any]) -> dict[str, float]:
     """Slow places among what the plans of the quantizers name."""
     from graphopt.frontends.onnx import load
 
-    assert job.result is not None
-    sites = {
-        site
-        for plan in job.result.ctx.plans.made
-        if plan.name in QUANTIZERS
-        for site in plan.decisions.get("nodes", ())
-    }
+    sites = {site for found in _planned(job).values() for site in found}
     if not sites:
         return {}
     times = time_nodes([base.runnable, first.runnable], feeds)
     return slow_sites(load(base.runnable.path), sites, times[0], times[1], feeds)
 
 
+def _planned(job: _Job) -> dict[str, set[str]]:
+    """The places that each pass of `_PLACES` has put into int8."""
+    assert job.result is not None
+    found: dict[str, set[str]] = {}
+    for plan in job.result.ctx.plans.made:
+        if plan.name in _PLACES:
+            found.setdefault(plan.name, set()).update(plan.decisions.get(_PLACES[plan.name], ()))
+    return found
+
+
 def _without(job: _Job, slow: Mapping[str, float], make_job: MakeJob) -> _Candidate | None:
     """The same run with the slow places left out; None when no pass can leave places out."""
-    pipeline = leave_out(job.pipeline, tuple(sorted(slow)))
+    pipeline = leave_out(job.pipeline, {name: sites & set(slow) for name, sites in _planned(job).items()})
     if pipeline == job.pipeline or job.options.plan is not None:
         return None
     assert job.target is not None
@@ -162,15 +168,14 @@ def _without(job: _Job, slow: Mapping[str, float], make_job: MakeJob) -> _Candid
     return _Candidate("mixed", again, files, compiled(job.target, files, folder))
 
 
-def leave_out(pipeline: Pipeline, sites: tuple[str, ...]) -> Pipeline:
-    """The pipeline whose static quantizers skip these sites as well."""
+def leave_out(pipeline: Pipeline, sites: Mapping[str, set[str]]) -> Pipeline:
+    """The pipeline whose passes, by name, skip these places as well."""
 
     def change(item: Any) -> Any:
         if isinstance(item, Fix):
             return replace(item, items=tuple(change(inner) for inner in item.items))
-        if item.name != "quantize-static":
-            return item
-        return replace(item, skip=tuple(dict.fromkeys((*item.skip, *sites))))
+        more = sites.get(item.name)
+        return replace(item, skip=tuple(dict.fromkeys((*item.skip, *sorted(more))))) if more else item
 
     return Pipeline(tuple(change(item) for item in pipeline.items))
 

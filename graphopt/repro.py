@@ -77,7 +77,7 @@ def _is_last_stretch(ctx: Context, number: int) -> bool:
 
 
 def _description(name: str, pipeline: Pipeline, error: GraphoptError, options: Options) -> str:
-    from graphopt.driver import versions
+    from graphopt.environment import versions
 
     samples = options.calibration_data if isinstance(options.calibration_data, str | Path) else None
     more = "" if samples is None else f" --calibration-data {shlex.quote(str(samples))}"

@@ -34,7 +34,8 @@ _BLOCKS, _LEAST, _PATIENCE = 20, 6, 2
 _RUNS = 120  # the profile holds every node of every run
 MARGIN = 1.05
 """Int8 is left only for what float does faster by more than this: times of single nodes are uncertain by so much."""
-_MADE_BY_RUNTIME = re.compile(r"(_nchwc|_token_\d+|_nhwc)$")
+_ADDED = re.compile(r"(_nchwc|_nhwc|_token_\d+|/duplicated|/MatMulAddFusion|_MatMulInteger)$")
+"""What the runtime, or a quantizer that makes several nodes out of one, puts behind a name."""
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
 _JOINED = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
@@ -249,6 +250,6 @@ class _Names:
 
 
 def _base(name: str) -> str:
-    while (shorter := _MADE_BY_RUNTIME.sub("", name)) != name:
+    while (shorter := _ADDED.sub("", name)) != name:
         name = shorter
     return name

@@ -137,6 +137,17 @@ def test_models_without_a_quantizer_are_not_timed(folder: Path, monkeypatch: pyt
     assert "slowness" not in artifact.report
 
 
+def test_places_of_dynamic_quantization(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    agraph (float[N,16] x) => (float[N,16] y) <float[16,16] v, float[16,16] w>
+    { [first] h = MatMul(x, v) [sin] s = Sin(h) [second] y = MatMul(s, w) }"""
+    changes = {"source": from_text(text), "passes": "quantize-dynamic", "calibration_data": None}
+    artifact = run(monkeypatch, (1.2, 0.9), {"first": 2.0}, **changes)
+    assert artifact.report["slowness"]["shipped"] == "mixed"
+    assert ops(artifact).count("MatMulInteger") == 1
+    assert "skip=[first]" in artifact.manifest["pipeline"]
+
+
 def test_a_model_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = run(monkeypatch, (1.2, 0.9), {"second": 1.5}, source=from_text(MODEL))
     assert artifact.report["slowness"]["shipped"] == "mixed"

@@ -93,6 +93,17 @@ def test_a_node_that_was_joined_with_its_activation() -> None:
     assert "b" in found
 
 
+def test_a_product_that_became_several_nodes() -> None:
+    """Dynamic quantization and the runtime's Gemm put words behind the name of the product."""
+    text = """g (float[4,8] x) => (float[4,8] y) <float[8,8] w> { [a] h = MatMul(x, w) [b] y = MatMul(h, w) }"""
+    floats = {"a/MatMulAddFusion": NodeTime("a/MatMulAddFusion", "Gemm", 1, 32), **times("MatMul", b=9)}
+    ints = {
+        name: NodeTime(name, "DynamicQuantizeMatMul", value, 32)
+        for name, value in (("a_MatMulInteger", 4.0), ("b_MatMulInteger_token_2", 5.0))
+    }
+    assert slow(floats, ints, text) == {"a": pytest.approx(4.0)}
+
+
 def test_a_node_that_was_not_timed_stays_as_it_was() -> None:
     assert slow(times(a=10, c=10, d=10), int8(a=5, b=99, c=5, d=5)) == {}
 
