@@ -268,7 +268,7 @@ class Calibrating:
 
     def _abreast(self, batch_bytes: float) -> int:
         """How many batches may be under way: one for each core, as far as memory goes."""
-        return max(1, min(len(os.sched_getaffinity(0)), int(self.max_memory // max(1, batch_bytes)) - 1))
+        return max(1, min(_cores(), int(self.max_memory // max(1, batch_bytes)) - 1))
 
     def _choose_batch(self, sample_bytes: Callable[[], int]) -> None:
         """How many samples go together: chosen once, so that all values that are first looked at fit in one slice."""
@@ -407,11 +407,15 @@ def _runs(path: Path, values: Sequence[str], feeds: Mapping[str, Any]) -> bool:
         return True
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _open(path: Path, values: Sequence[str], abreast: int = 1) -> OrtRunner:
     """The model with taps, optimized by the runtime; its threads leave the cores to each other when they are idle."""
     from graphopt.targets.onnxruntime.runner import open_tapped
     from graphopt.targets.onnxruntime.settings import SessionSettings
 
-    threads = 0 if abreast == 1 else max(1, len(os.sched_getaffinity(0)) // abreast)
+    threads = 0 if abreast == 1 else max(1, _cores() // abreast)
     settings = SessionSettings(threads=threads, spinning=abreast == 1, force_spinning_stop=True)
     return open_tapped(path, values, settings, time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
