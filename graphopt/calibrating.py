@@ -40,6 +40,8 @@ RANDOM_SAMPLES = 32
 
 # A value is held by the runtime, then on its way, then by whoever looks at it; the rest is the runtime's own.
 _SHARE = 4
+# Larger batches gain little, and as several are under way, smaller ones keep memory down whatever their number.
+_BATCH_SHARE = 32
 
 
 class Calibrating:
@@ -271,11 +273,11 @@ class Calibrating:
         return max(1, min(_cores(), int(self.max_memory // max(1, batch_bytes)) - 1))
 
     def _choose_batch(self, sample_bytes: Callable[[], int]) -> None:
-        """How many samples go together: chosen once, so that all values that are first looked at fit in one slice."""
+        """How many samples go together: chosen once, for the values that are first looked at."""
         samples = self._need_samples()
         if not self._has_batch:
             self._has_batch = True
-            samples.batch = max(1, min(BATCH, self.max_memory // _SHARE // max(1, sample_bytes())))
+            samples.batch = max(1, min(BATCH, self.max_memory // _BATCH_SHARE // max(1, sample_bytes())))
 
     def _sample_bytes(self) -> int:
         """Bytes of all values of the model on one sample, as far as they are known."""

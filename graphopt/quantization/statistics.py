@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BINS = 4096
 """Of a histogram, both signs together. Its ends lie at most twice as far out as the values, so 1024 or more of a side
 are in use: four for each step of eight bits."""
-EXACT, SUBSET = 1 << 18, 1 << 13
+EXACT, SUBSET = 1 << 18, 1 << 12
 """Elements of a tensor that are all put into the histogram; and after those, elements of a batch."""
 MOMENTUM = 0.9
 FORMAT = 1
