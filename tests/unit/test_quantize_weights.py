@@ -11,6 +11,7 @@ import pytest
 from graphopt import ir
 from graphopt.errors import GraphoptError
 from graphopt.ir.constants import model_bytes
+from graphopt.ir.hash import structural_hash
 from graphopt.ir.sites import all_nodes, name_nodes
 from graphopt.ir.text import from_text
 from graphopt.ir.verifier import Interface, verify
@@ -296,6 +297,21 @@ def test_older_opsets_get_what_they_have(run_model: Any) -> None:
         assert ctx.rewriter.changes == 0
         assert "takes this from opset" in reasons(ctx)["MatMul_0"]
     assert quantize(model_of(NET, opset=12), "bits=4").rewriter.changes == 5, "the runtime's own ops ask for no opset"
+
+
+# -- size ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.passes.quantize import _weight_codes
+
+    for options in ("bits=4", "form=dequantize ops=[MatMul Gemm Gather]"):
+        whole, pieces = model_of(NET), model_of(NET)
+        quantize(whole, options)
+        with monkeypatch.context() as patch:
+            patch.setattr(_weight_codes, "_PIECE", 500)
+            quantize(pieces, options)
+        assert structural_hash(whole) == structural_hash(pieces)
 
 
 # -- clipping -----------------------------------------------------------------------------------------------------

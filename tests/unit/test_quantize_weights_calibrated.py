@@ -37,6 +37,8 @@ GEMM = "g (float[N, 32] x) => (float[N, 16] y) <float[16, 32] w> { y = Gemm <tra
 ACROSS = """g (float[N, 32] x) => (float[N, 16] y) <float[32, 16] w> {
   t = Transpose <perm = [1, 0]> (x)
   y = Gemm <transA = 1> (t, w) }"""
+GROUPED = """g (float[N, 4, 6, 6] x) => (float[N, 8, H, W] y) <float[8, 2, 3, 3] w> {
+  y = Conv <group = 2> (x, w) }"""
 TWO = """g (float[N, 32] x) => (float[N, 16] y) <float[32, 32] v, float[32, 16] w> {
   t = MatMul (x, v)
   r = Relu (t)
@@ -154,3 +156,25 @@ def test_subgraphs_constants_and_tables_are_rounded_to_nearest(tmp_path: Path) -
     assert "inside a subgraph" in found["If_0.then_branch/MatMul_0"]
     assert found["MatMul_0"] == "rounded to nearest: its input is constant"
     assert found["MatMul_1"].startswith("gptq")
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (MATMUL, (32,)),
+        (GROUPED, (4, 6, 6)),
+    ],
+    ids=["matmul", "conv"],
+)
+def test_a_few_rows_at_a_time_give_the_same(
+    text: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.passes.quantize import _weight_codes
+
+    data = {"x": RANDOM.standard_normal((20, *shape)).astype(np.float32)}
+    whole, _ = quantize(text, "ops=[MatMul Conv] method=gptq", data, tmp_path)
+    monkeypatch.setattr(_weight_codes, "_PIECE", 60)
+    pieces, _ = quantize(text, "ops=[MatMul Conv] method=gptq", data, tmp_path)
+    for name, value in whole.graph.initializers.items():
+        other = pieces.graph.initializers[name].const_value
+        assert np.allclose(value.const_value.numpy().astype(np.float32), other.numpy().astype(np.float32), rtol=1e-5)
