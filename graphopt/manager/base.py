@@ -34,6 +34,7 @@ class Pass(ABC):
         needs: analyses it reads ("shapes", "ranges"); they are ready when it runs.
         keeps: analyses that its changes do not spoil ("shapes" is kept up to date by the rewriter).
         scope: "all" graphs of the model or "main" only.
+        calibrated: True when it asks for samples of real inputs (`ctx.need_calibration()`).
         changes_interface: True when it may rename, retype or reorder graph inputs and outputs.
     """
 
@@ -45,6 +46,7 @@ class Pass(ABC):
     needs: ClassVar[tuple[str, ...]] = ("shapes",)
     keeps: ClassVar[tuple[str, ...]] = ("shapes",)
     scope: ClassVar[Literal["all", "main"]] = "all"
+    calibrated: ClassVar[bool] = False
     changes_interface: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

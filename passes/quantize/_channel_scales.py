@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
+from graphopt.ir.rewriter import PROVENANCE
 from graphopt.manager.match import Match
 from graphopt.passes.fuse._linear import fold, linear, per_channel, rounded
 from graphopt.passes.fuse.scale_conv import times_input
@@ -96,6 +97,7 @@ def find_sites(ctx: Context, graph: ir.Graph, ops: Sequence[str], insert: bool) 
     for node in graph:
         for value in node.outputs:
             readers = [use.node for use in value.uses() if use.idx == 0 and _scalable(use.node, ops)]
+            readers = [node for node in readers if not _is_scaled(ctx, node)]
             if not readers:
                 continue
             axis = 1 if readers[0].op_type == "Conv" else -1
@@ -229,6 +231,11 @@ def _scalable(node: ir.Node, ops: Sequence[str]) -> bool:
     if node.op_type == "Gemm" and "transA" in attributes and attributes["transA"].as_int():
         return False
     return len(const_tensor(node.inputs[1]).shape) == 2  # type: ignore[union-attr]
+
+
+def _is_scaled(ctx: Context, node: ir.Node) -> bool:
+    """Whether this pass has made the node: a reader is scaled once."""
+    return str(node.metadata_props.get(PROVENANCE, "")).startswith(f"{ctx.pass_name}: ")
 
 
 def _chain(ctx: Context, value: ir.Value) -> tuple[ir.Node, ...]:

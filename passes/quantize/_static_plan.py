@@ -18,6 +18,7 @@ from graphopt.ir import sites
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.passes.quantize._flow import Flow, clipped_range, find_flow
 from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, kind_of, weight_axis
+from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, widen_for_bias
 from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range
@@ -36,7 +37,7 @@ class Choices:
 
     Attributes:
         activation, weight: types of the codes.
-        method: how a range is taken from what calibration saw.
+        method: how a range is taken from what calibration saw; None: per value, whatever harms the outputs least.
         weight_ranges: how weight scales are chosen.
         symmetric: zero in the middle of the activations' codes.
         per_channel: one weight scale per output channel.
@@ -48,7 +49,7 @@ class Choices:
 
     activation: QType
     weight: QType
-    method: Method
+    method: Method | None
     weight_ranges: Ranges = "max"
     symmetric: bool = False
     per_channel: bool = True
@@ -85,7 +86,8 @@ class _Planner:
         if not self.draft.chosen:
             return {"values": {}, "nodes": {}, "kept": self.draft.kept}
         flow = self._measured_flow()
-        values = self._values(flow)
+        chosen = choose_ranges(self.ctx, flow, self._candidates(flow)) if self.choices.method is None else {}
+        values = self._values(flow, chosen)
         nodes = {self.ctx.rewriter.site(node): self._node(node, flow, values) for node in flow.nodes}
         return {
             "values": {name: _to_json(params) for name, params in values.items()},
@@ -191,21 +193,23 @@ class _Planner:
         producer = value.producer()
         return FIXED_RANGES.get(producer.op_type) if producer is not None and producer.domain == "" else None
 
-    def _values(self, flow: Flow) -> dict[str, QParams]:
+    def _candidates(self, flow: Flow) -> dict[ir.Value, list[QParams]]:
+        """Quantizers to choose from, for every value whose range is measured."""
+        return {value: [self._params(value, method) for method in AUTOMATIC] for value in flow.measured()}
+
+    def _values(self, flow: Flow, chosen: Mapping[ir.Value, QParams]) -> dict[str, QParams]:
         values: dict[str, QParams] = {}
         for value in (*flow.fed, *flow.rounded):
             source = flow.source(value)
-            values[str(value.name)] = self._params(source)
+            values[str(value.name)] = chosen.get(source) or self._params(source, self.choices.method or AUTOMATIC[0])
         return values
 
-    def _params(self, value: ir.Value) -> QParams:
+    def _params(self, value: ir.Value, method: Method) -> QParams:
         fixed = self._fixed(value)
         if fixed is not None:
             low, high = fixed
         else:
-            low, high = self.choices.method.choose(
-                self.stats[str(value.name)], self.choices.activation, self.choices.symmetric
-            )
+            low, high = method.choose(self.stats[str(value.name)], self.choices.activation, self.choices.symmetric)
         low, high = clipped_range(value, low, high)
         return params_from_range(
             low,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array
 from graphopt.ir.rewrite_log import StopRewriting
@@ -37,6 +36,7 @@ class CorrectBias(Pass):
     name: ClassVar[str] = "correct-bias"
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
+    calibrated: ClassVar[bool] = True
     tolerance: ClassVar[Tolerance] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("quantize-static", "round-weights")
     scope = "main"
@@ -46,8 +46,9 @@ class CorrectBias(Pass):
         if not nodes:
             return
         if ctx.floats is None:
-            raise GraphoptError(f"pass {self.name!r} compares with float weights: put quantize-static before it")
-        originals = {node.name: node for node in ctx.floats.graph}
+            ctx.note("compares with float weights: quantize-static has to come before it in the same pipeline")
+            return
+        originals = {node.name: node for node in ctx.floats.graph if not is_quantized(node)}
         pairs = [(node, originals[node.name]) for node in nodes if node.name in originals]
         floats = _Means()
         codes = _Means()

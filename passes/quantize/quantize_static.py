@@ -37,7 +37,8 @@ class QuantizeStatic(PlanPass):
         activation: type of the codes of activations.
         weight: type of the codes of weights, always symmetric.
         method: how a range is taken from what calibration saw: `minmax`, `moving-average`, `sigma`, `percentile`,
-            `entropy`, `mse`, with their options: `"percentile{p=99.9}"`.
+            `entropy`, `mse`, with their options: `"percentile{p=99.9}"`; `auto` tries some of them value by value and
+            takes what changes the model's outputs least.
         weight_ranges: `max` spans the largest weight, `mse` clips where that lowers the squared error.
         symmetric: zero in the middle of the activations' codes.
         per_channel: one weight scale per output channel.
@@ -54,11 +55,12 @@ class QuantizeStatic(PlanPass):
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
+    calibrated: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("equalize-layers", "smooth-quant")
     tolerance = "lossy"
     activation: Literal["uint8", "int8", "uint16", "int16"] = "uint8"
     weight: Literal["int8", "int4", "int16"] = "int8"
-    method: str = "minmax"
+    method: str = "auto"
     weight_ranges: Ranges = "max"
     symmetric: bool = False
     per_channel: bool = True
@@ -68,14 +70,15 @@ class QuantizeStatic(PlanPass):
     ops: tuple[Literal["Conv", "MatMul", "Gemm"], ...] = ("Conv", "MatMul", "Gemm")
 
     def check(self) -> None:
-        parse_method(self.method)
+        if self.method != "auto":
+            parse_method(self.method)
 
     def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
         saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
         choices = Choices(
             activation=qtype(self.activation),
             weight=qtype(self.weight),
-            method=parse_method(self.method),
+            method=None if self.method == "auto" else parse_method(self.method),
             weight_ranges=self.weight_ranges,
             symmetric=self.symmetric,
             per_channel=self.per_channel,
@@ -95,7 +98,8 @@ class QuantizeStatic(PlanPass):
                 raise GraphoptError(
                     f"the plan of {self.name!r} names no node of this model: {site!r}{did_you_mean(site, by_site)}"
                 )
-        ctx.floats = model.clone()
+        if decisions["nodes"]:
+            ctx.floats = model.clone()
         work = _Quantization(ctx, {name: _params(data) for name, data in decisions["values"].items()})
         done = Counter(
             "work" if kind_of(by_site[site]) == "compute" else "other"
@@ -153,7 +157,7 @@ class _Quantization:
         for index in decision["rounded"]:
             params, out = self._params_of(node.outputs[index]), outputs[index]
             assert out is not None
-            outputs[index] = _round_trip(op, out, params)
+            outputs[index] = _round_trip(op, out, params, str(node.outputs[index].name))
         return outputs
 
     def _pair(self, op: Builder, value: ir.Value, made: dict[ir.Value, ir.Value]) -> ir.Value:
@@ -163,7 +167,7 @@ class _Quantization:
             return value
         known = made.get(value) or self._pairs.get(value)
         if known is None or (known is not made.get(value) and known.graph is None):
-            known = made[value] = _round_trip(op, value, self._params_of(value))
+            known = made[value] = _round_trip(op, value, self._params_of(value), str(value.name))
         return known
 
     def _params_of(self, value: ir.Value) -> QParams:
@@ -190,8 +194,8 @@ class _Quantization:
         return _dequantized(op, bias_codes(array, scale), params, f"{value.name}_quantized")
 
 
-def _round_trip(op: Builder, value: ir.Value, params: QParams) -> ir.Value:
-    scale, zero = _scale_and_zero(op, params, f"{value.name}")
+def _round_trip(op: Builder, value: ir.Value, params: QParams, name: str) -> ir.Value:
+    scale, zero = _scale_and_zero(op, params, name)
     codes = op.QuantizeLinear(value, scale, zero)
     restored: ir.Value = op.DequantizeLinear(codes, scale, zero)
     restored.shape = value.shape if restored.shape is None else restored.shape

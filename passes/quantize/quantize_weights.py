@@ -14,7 +14,6 @@ from graphopt.errors import GraphoptError
 from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
-from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize import _weight_forms as forms
 from graphopt.passes.quantize._selectors import select
@@ -116,7 +115,7 @@ class _Work:
     def __init__(self, ctx: Context, settings: Mapping[ir.Node, Setting]) -> None:
         self.ctx, self.settings = ctx, settings
         self.done = 0
-        self.sizes: dict[str, tuple[int, int]] = {}
+        self._floats: dict[ir.Value, int] = {}
         self._made: dict[tuple[Any, ...], dict[str, ir.Value]] = {}
         self._calibrated = Calibrated(ctx, self._by_samples())
         self._found = ""
@@ -135,6 +134,7 @@ class _Work:
     def attempt(self, node: ir.Node) -> None:
         ctx, rewriter, setting = self.ctx, self.ctx.rewriter, self.settings[node]
         site, op_type = rewriter.site(node), node.op_type
+        self._found = ""
         try:
             weight = find_weight(node, ctx)
             extra = forms.fused_bias(weight, setting)
@@ -149,12 +149,9 @@ class _Work:
         except NoMatch as reason:
             ctx.remarks.missed(ctx.pass_name, site, op_type, str(reason))
             return
-        except StopRewriting:
-            raise
         self.done += 1
+        self._floats[weight.value] = nbytes(weight.tensor)
         self._made[self._key(weight, setting)] = made
-        size = sum(nbytes(value.const_value) for value in made.values() if value.const_value is not None)
-        self.sizes[str(weight.value.name)] = (nbytes(weight.tensor), size)
         ctx.remarks.applied(ctx.pass_name, site, op_type, _told(setting) + self._found)
 
     def _key(self, weight: Weight, setting: Setting) -> tuple[Any, ...]:
@@ -182,7 +179,6 @@ class _Work:
 
     def _quantize(self, weight: Weight, setting: Setting) -> Quantized:
         signed, alpha = setting.form == STANDARD and setting.symmetric, _alpha(weight, setting)
-        self._found = ""
         if setting.method != "rtn" and weight.node.op_type != "Gather":
             try:
                 made, found = self._calibrated.quantize(weight, setting, signed, alpha)
@@ -196,9 +192,11 @@ class _Work:
     def report(self) -> None:
         if not self.done:
             return
-        was, now = (sum(column) for column in zip(*self.sizes.values(), strict=True))
+        was = sum(self._floats.values())
+        tensors = [value.const_value for made in self._made.values() for value in made.values()]
+        now = sum(nbytes(tensor) for tensor in tensors if tensor is not None)
         self.ctx.note(
-            f"{self.done} nodes read {len(self.sizes)} quantized weights: {was} bytes in float, {now} now "
+            f"{self.done} nodes read {len(self._floats)} quantized weights: {was} bytes in float, {now} now "
             f"({was / now:.2f} times smaller)"
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
@@ -45,6 +44,7 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
+    calibrated: ClassVar[bool] = True
     tolerance: ClassVar[Tolerance] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("quantize-static",)
     scope = "main"
@@ -54,8 +54,10 @@ class RoundWeights(Pass):
         if not nodes:
             return
         if ctx.floats is None:
-            raise GraphoptError(f"pass {self.name!r} compares with float weights: put quantize-static before it")
-        originals = {node.name: node for node in ctx.floats.graph}
+            ctx.note("compares with float weights: quantize-static has to come before it in the same pipeline")
+            return
+        # A node that was quantized before has no float weights there either.
+        originals = {node.name: node for node in ctx.floats.graph if not is_quantized(node)}
         weights = {node: _weight(node, originals[node.name]) for node in nodes if node.name in originals}
         calibrated = Calibrated(ctx, weights)
         for node, weight in weights.items():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class _Smoothing(Pass):
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
+    calibrated: ClassVar[bool] = True
     scope = "main"
     _ops: ClassVar[tuple[str, ...]] = ()
 
@@ -31,7 +32,8 @@ class _Smoothing(Pass):
         ctx.need_calibration().fold(model, stats)
         for name, seen in stats.items():
             # Earlier moves have put new nodes in the place of some.
-            site = next(site for site in find_sites(ctx, model.graph, self._ops, self._inserts()) if site.name == name)
+            there = {site.name: site for site in find_sites(ctx, model.graph, self._ops, self._inserts())}
+            site = there[name]
             where, op = ctx.rewriter.site(site.readers[0]), site.readers[0].op_type
             chosen = choose_scale(ctx, site, seen) if seen.usable else None
             if chosen is None:
@@ -51,8 +53,8 @@ class EqualizeLayers(_Smoothing):
 
     s evens out the ranges of the channels between two convolutions, so that one scale for all of them loses less. It
     is chosen per pair by the error that samples let expect; a pair is left alone where that falls by less than a tenth.
-    In front of a Clip (ReLU6) only channels that did not reach the bound are scaled, and at most up to it: inputs beyond
-    what was seen may then be cut earlier, as a quantizer would cut them.
+    In front of a Clip (ReLU6) only channels that did not reach the bound are scaled, and at most up to it: inputs
+    beyond what was seen may then be cut earlier, as a quantizer would cut them.
     Source: Nagel et al., Data-Free Quantization, arXiv 1906.04721, with observed ranges instead of those of weights.
     """
 

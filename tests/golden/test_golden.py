@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.calibrating import Calibrating
 from graphopt.ir.sites import name_nodes
 from graphopt.ir.text import from_text, to_text
 from graphopt.manager import registry
@@ -47,7 +48,7 @@ LOSSY = 4e-3
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a file: its text before, and either the expected text or the reason to stay unchanged."""
+    """One case: its text before, the expected text or the reason to stay unchanged, and what may be lost of outputs."""
 
     path: Path
     pipeline: str
@@ -56,6 +57,7 @@ class Case:
     expected: str | None
     reason: str | None
     target: str | None = None
+    loss: float | None = None
 
     def model(self) -> Any:
         text = self.before.strip()
@@ -70,8 +72,10 @@ def _cases(path: Path) -> list[Case]:
     found = re.search(r"^# pipeline: (.+)$", head, flags=re.MULTILINE)
     assert found and blocks, f"{path.name}: wants a '# pipeline: ...' line and '## title' cases"
     target = re.search(r"^# target: (.+)$", head, flags=re.MULTILINE)
+    loss = re.search(r"^# loss: (.+)$", head, flags=re.MULTILINE)
     cases = [_case(path, found[1].strip(), block) for block in blocks]
-    return [replace(case, target=target[1].strip() if target else None) for case in cases]
+    changes = {"target": target[1].strip() if target else None, "loss": float(loss[1]) if loss else None}
+    return [replace(case, **changes) for case in cases]
 
 
 def _case(path: Path, pipeline: str, block: str) -> Case:
@@ -90,11 +94,14 @@ CASES = [case for path in FILES for case in _cases(path)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.path.stem}: {case.title}" for case in CASES])
-def test_case(case: Case, update_golden: bool, run_model: Any, evaluate: Any, difference: Any) -> None:
+def test_case(case: Case, update_golden: bool, run_model: Any, evaluate: Any, difference: Any, tmp_path: Path) -> None:
     model, before = case.model(), case.model()
     pipeline = parse(case.pipeline)
     target = registry.make_target(case.target) if case.target else None
-    result = run(model, pipeline, Context(model, target=target, evaluate=evaluate))
+    ctx = Context(model, target=target, evaluate=evaluate)
+    if any(item.calibrated for item in pipeline.passes()):
+        ctx.calibration = Calibrating(model, _feeds(before, special=False), tmp_path)
+    result = run(model, pipeline, ctx)
     if case.reason is not None:
         _stays(case, result)
         return
@@ -105,7 +112,7 @@ def test_case(case: Case, update_golden: bool, run_model: Any, evaluate: Any, di
         assert list(got) == list(want)
         for name in want:
             gap = difference(want[name], got[name])
-            assert gap <= _limit(pipeline), f"output {name!r} differs by {gap:.3g}"
+            assert gap <= (case.loss or _limit(pipeline)), f"output {name!r} differs by {gap:.3g}"
     now = to_text(model)
     if update_golden:
         _write(case, now)

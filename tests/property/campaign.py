@@ -25,9 +25,6 @@ from graphopt.manager.pipeline import Pipeline, parse
 SPELLED = {"bind-dims": "bind-dims{dims=[N=2]}"}
 """How passes are written here that need options; others as their golden file does."""
 
-CALIBRATED = frozenset({"equalize-layers", "smooth-quant"})
-"""Passes that lose nothing, but ask for samples of real inputs."""
-
 LEVELS = ("O1", "O2", "O3")
 PAIRS = 2
 """Pairs of passes, in random order, per graph."""
@@ -69,7 +66,7 @@ def cpu() -> Any:
 def pipelines() -> dict[str, Pipeline]:
     """Each registered pass that loses nothing and asks for no data, alone."""
     passes = registry.passes()
-    names = [name for name, cls in passes.items() if cls.tolerance != "lossy" and name not in CALIBRATED]
+    names = [name for name, cls in passes.items() if cls.tolerance != "lossy" and not cls.calibrated]
     return {name: parse(SPELLED.get(name, splice.spelled().get(name, name))) for name in names}
 
 
