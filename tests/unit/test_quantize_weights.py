@@ -207,8 +207,11 @@ def test_a_table_that_is_also_a_matrix_is_quantized_for_both(run_model: Any) -> 
       e = Gather (w, i)
       y = Gemm <transB = 1> (e, w) }"""
     before, model = model_of(text), model_of(text)
-    assert quantize(model).rewriter.changes == 2
+    ctx = quantize(model)
+    assert ctx.rewriter.changes == 2
     assert model_bytes(model) < model_bytes(before) / 1.4
+    told = f"2 nodes read 1 quantized weights: {model_bytes(before)} bytes in float, {model_bytes(model)} now"
+    assert any(told in r.reason for r in ctx.remarks if r.status == "note")
     feeds = {"i": np.array([1, 63])}
     assert gap(run_model(before, feeds)["y"], run_model(model, feeds)["y"]) < 0.02
 
