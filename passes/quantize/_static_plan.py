@@ -4,7 +4,7 @@
 
 `values` {name: {type, scale, zero_point}} are float values that become codes. `nodes` {site: {op, constants, rounded}}
 run in int8; `constants` {slot: {type, axis, scale, zero_point, safe}} are their weights, `rounded` the outputs that
-become codes. `kept` {site: reason} are nodes with work that stay float.
+become codes. `kept` {site: reason} are nodes with work that stay float. `origin` says where the samples came from.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Planner:
     def go(self) -> dict[str, Any]:
         self._choose()
         if not self.draft.chosen:
-            return {"values": {}, "nodes": {}, "kept": self.draft.kept}
+            return {"values": {}, "nodes": {}, "kept": self.draft.kept, "origin": ""}
         flow = self._measured_flow()
         chosen = choose_ranges(self.ctx, flow, self._candidates(flow)) if self.choices.method is None else {}
         values = self._values(flow, chosen)
@@ -93,6 +93,7 @@ class _Planner:
             "values": {name: _to_json(params) for name, params in values.items()},
             "nodes": nodes,
             "kept": self.draft.kept,
+            "origin": self.ctx.need_calibration().origin,
         }
 
     # -- which nodes --------------------------------------------------------------------------------------------

@@ -101,15 +101,14 @@ class QuantizeStatic(PlanPass):
         if decisions["nodes"]:
             ctx.floats = model.clone()
         work = _Quantization(ctx, {name: _params(data) for name, data in decisions["values"].items()})
-        done = Counter(
-            "work" if kind_of(by_site[site]) == "compute" else "other"
-            for site, decision in decisions["nodes"].items()
-            if work.attempt(by_site[site], decision)
-        )
+        done: Counter[str] = Counter()
+        for site, node in by_site.items():  # in the order of the graph: what is shared is made where it is first read
+            if site in decisions["nodes"] and work.attempt(node, decisions["nodes"][site]):
+                done["work" if kind_of(node) == "compute" else "other"] += 1
         if done:
             ctx.note(
                 f"{done['work']} nodes with work run in {self.weight}, and {done['other']} around them; "
-                f"{len(decisions['kept'])} nodes with work stay float; calibrated on {ctx.need_calibration().origin}"
+                f"{len(decisions['kept'])} nodes with work stay float; calibrated on {decisions['origin']}"
             )
 
 
