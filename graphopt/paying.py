@@ -120,11 +120,20 @@ def _slow(job: _Job, base: Compiled, first: Compiled, feeds: Mapping[str, Any]) 
     """Slow places among what the plans of the quantizers name."""
     from graphopt.frontends.onnx import load
 
+    assert job.result is not None and job.target is not None
     sites = {site for found in _planned(job).values() for site in found}
     if not sites:
         return {}
-    times = time_nodes([base.runnable, first.runnable], feeds)
-    return slow_sites(load(base.runnable.path), sites, times[0], times[1], feeds)
+    floats = job.result.ctx.floats
+    if floats is None:
+        times = time_nodes([base.runnable, first.runnable], feeds)
+        return slow_sites(load(base.runnable.path), sites, times[0], times[1], feeds, load(first.runnable.path))
+    # What int8 was made of has the names of the places; passes that prepare for int8 give new ones to what they scale.
+    folder = job.scratch / "before-int8"
+    folder.mkdir()
+    before = compiled(job.target, job.target.compile(floats, folder), folder)
+    times = time_nodes([before.runnable, first.runnable], feeds)
+    return slow_sites(load(before.runnable.path), sites, times[0], times[1], feeds)
 
 
 def _planned(job: _Job) -> dict[str, set[str]]:

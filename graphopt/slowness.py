@@ -34,6 +34,8 @@ _BLOCKS, _LEAST, _PATIENCE = 20, 6, 2
 _RUNS = 120  # the profile holds every node of every run
 MARGIN = 1.05
 """Int8 is left only for what float does faster by more than this: times of single nodes are uncertain by so much."""
+WORTH = 0.03
+"""Places are left out only when that promises to save this part of the model's time: it is run once more for that."""
 _ADDED = re.compile(r"(_nchwc|_nhwc|_token_\d+|/duplicated|/MatMulAddFusion|_MatMulInteger)$")
 """What the runtime, or a quantizer that makes several nodes out of one, puts behind a name."""
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -98,7 +100,12 @@ def _rate(items: Iterable[NodeTime]) -> tuple[float, float]:
 
 
 def slow_sites(
-    graph: ir.Model, sites: Collection[str], float_times: Times, int8_times: Times, feeds: Feeds | None = None
+    graph: ir.Model,
+    sites: Collection[str],
+    float_times: Times,
+    int8_times: Times,
+    feeds: Feeds | None = None,
+    quantized: ir.Model | None = None,
 ) -> dict[str, float]:
     """Nodes that are to stay float, with how many times as long their region takes in int8, conversions included.
 
@@ -107,30 +114,75 @@ def slow_sites(
         sum over nodes of the time in their label  +  sum over values of quantize [F -> I] and dequantize [I -> F],
 
     each conversion once per value. The cheapest labelling is a minimum cut. A region is what it makes F in one piece.
+    Nothing is returned when all regions together promise less than `WORTH`.
 
     Args:
-        graph: the float model, with the names that the sites have.
+        graph: the float model.
         sites: nodes that int8 was chosen for, all in the main graph.
         float_times, int8_times: of the two models on the same feeds.
         feeds: give sizes to symbolic dims.
+        quantized: the int8 model, whose node names the sites are; None when those of the float model are the same.
     """
-    problem = _Problem(graph, sites, float_times, int8_times, feeds)
-    left = problem.cut()
-    return {name: ratio for region, ratio in problem.regions(left) if ratio > 1 for name in region}
+    alias = {site: site for site in sites} if quantized is None else aliases(graph, quantized, sites)
+    problem = _Problem(graph, alias, float_times, int8_times, feeds)
+    regions = [region for region in problem.regions(problem.cut()) if region.ratio > 1]
+    gain = sum(region.as_int8 - region.as_float for region in regions)
+    if gain < WORTH * sum(item.seconds for item in int8_times.values()):
+        return {}
+    ratios = {name: region.ratio for region in regions for name in region.sites}
+    return {site: ratios[name] for site, name in alias.items() if name in ratios}
+
+
+def aliases(graph: ir.Model, quantized: ir.Model, sites: Collection[str]) -> dict[str, str]:
+    """Names of the float model's nodes by those of the int8 model: passes may rename nodes, and keep names of values.
+
+    A node's result, or what rounding and clipping make of it alone, has a name that both models know.
+    """
+    makers = {value.name: node for node in graph.graph for value in node.outputs if value.name}
+    found: dict[str, str] = {}
+    for node in quantized.graph:
+        if node.name not in sites or not node.name:
+            continue
+        value = node.outputs[0]
+        while value.name not in makers:
+            readers = [reader for reader, _ in value.uses()]
+            if len(readers) != 1 or readers[0].op_type not in {*_JOINED, _QUANTIZE, _DEQUANTIZE}:
+                break
+            value = readers[0].outputs[0]
+        maker = makers.get(value.name or "")
+        while maker is not None and maker.op_type != node.op_type and maker.op_type in _JOINED:
+            source = maker.inputs[0]
+            maker = source.producer() if source is not None else None
+        if maker is not None and maker.op_type == node.op_type and maker.name:
+            found[node.name] = maker.name
+    return found
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Places in one piece, with their seconds in int8 and in float, conversions included."""
+
+    sites: tuple[str, ...]
+    as_int8: float
+    as_float: float
+
+    @property
+    def ratio(self) -> float:
+        return self.as_int8 / self.as_float if self.as_float else 0.0
 
 
 class _Problem:
     """Nodes with both times, values with their conversion costs."""
 
     def __init__(
-        self, model: ir.Model, sites: Collection[str], float_times: Times, int8_times: Times, feeds: Feeds | None
+        self, model: ir.Model, alias: Mapping[str, str], float_times: Times, int8_times: Times, feeds: Feeds | None
     ) -> None:
         from graphopt.analysis.shapes import set_input_shapes
 
         if feeds:
             set_input_shapes(model, {name: item.shape for name, item in feeds.items() if hasattr(item, "shape")})
-        names = _Names(model)
-        floats, ints = names.seconds(float_times), names.seconds(int8_times)
+        names, sites = _Names(model), set(alias.values())
+        floats, ints = names.seconds(float_times, {}), names.seconds(int8_times, alias)
         self.free = [node for node in model.graph if node.name in sites and self._is_known(node, floats, ints)]
         self._is_free = set(self.free)
         self.float = {node: floats.get(node, 0.0) * MARGIN for node in self.free}
@@ -193,8 +245,8 @@ class _Problem:
         _, (kept, _) = nx.minimum_cut(net, source, sink)
         return {node for node in self.free if node not in kept}
 
-    def regions(self, left: set[ir.Node]) -> Iterator[tuple[list[str], float]]:
-        """Connected pieces of what is left in float, with the seconds of int8 over those of float."""
+    def regions(self, left: set[ir.Node]) -> Iterator[_Region]:
+        """Connected pieces of what is left in float."""
         import networkx as nx
 
         near = nx.Graph()
@@ -205,8 +257,7 @@ class _Problem:
         for region in nx.connected_components(near):
             as_float = sum(self.float[node] for node in region) / MARGIN + self._converting(region, left)
             as_int8 = sum(self.int8[node] for node in region) + self._converting(region, left - region)
-            if as_float:
-                yield sorted(node.name or "" for node in region), as_int8 / as_float
+            yield _Region(tuple(sorted(node.name or "" for node in region)), as_int8, as_float)
 
     def _converting(self, region: set[ir.Node], left: set[ir.Node]) -> float:
         """Seconds of the conversions at the values that a region touches."""
@@ -228,19 +279,20 @@ class _Names:
         self._makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
         self.known = {*self._nodes, *self._makers}
 
-    def seconds(self, times: Times) -> dict[ir.Node, float]:
+    def seconds(self, times: Times, alias: Mapping[str, str]) -> dict[ir.Node, float]:
         """Seconds by node of the model; what the runtime added for itself belongs to none."""
         out: dict[ir.Node, float] = {}
         for item in times.values():
-            node = self._find(item)
+            node = self._find(item, alias)
             if node is not None:
                 out[node] = out.get(node, 0.0) + item.seconds
         return out
 
-    def _find(self, item: NodeTime) -> ir.Node | None:
+    def _find(self, item: NodeTime, alias: Mapping[str, str]) -> ir.Node | None:
         if item.op in (_QUANTIZE, _DEQUANTIZE):
             return None
         name = _base(item.name)
+        name = alias.get(name, name)
         node = self._nodes.get(name) or self._makers.get(name)
         # A node with work takes the name of the activation that it was joined with.
         is_work = any(op in item.op for op in _WORK)

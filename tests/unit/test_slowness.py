@@ -12,7 +12,7 @@ from graphopt.frontends.onnx import load
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.running import runnable
-from graphopt.slowness import MARGIN, Conversions, slow_sites, time_nodes
+from graphopt.slowness import MARGIN, Conversions, aliases, slow_sites, time_nodes
 from graphopt.target import NodeTime
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -70,6 +70,12 @@ def test_a_difference_within_the_margin_is_none() -> None:
     assert slow(times(a=10, b=10, c=10, d=10), ints) == {}
 
 
+def test_what_hardly_saves_time_is_not_worth_it() -> None:
+    floats = times(a=1000, b=10, c=10, d=10)
+    assert slow(floats, int8(quantize=0.1, dequantize=0.1, a=500, b=20, c=5, d=5)) == {}
+    assert set(slow(floats, int8(quantize=0.1, dequantize=0.1, a=200, b=20, c=5, d=5))) == {"b"}
+
+
 def test_a_value_with_two_readers_is_converted_once() -> None:
     text = """g (float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z) <float[4,4,1,1] w>
     { [a] p = Conv(x, w) [b] q = Conv(p, w) [c] y = Conv(p, w) [d] z = Conv(q, w) }"""
@@ -102,6 +108,25 @@ def test_a_product_that_became_several_nodes() -> None:
         for name, value in (("a_MatMulInteger", 4.0), ("b_MatMulInteger_token_2", 5.0))
     }
     assert slow(floats, ints, text) == {"a": pytest.approx(4.0)}
+
+
+QUANTIZED = """g (float[1,4,8,8] x) => (float[1,4,8,8] y) <float[4,4,1,1] w, float s = {1}, uint8 z = {0}>
+{ [a2] p = Conv(x, w)
+  [b2] h = Conv(p, w) [clip] k = Relu(h) [kq] kq = QuantizeLinear(k, s, z) [kd] q = DequantizeLinear(kq, s, z)
+  [c2] m = Conv(q, w) [mq] mq = QuantizeLinear(m, s, z) [md] r = DequantizeLinear(mq, s, z) [lost] l = Conv(r, w)
+  [d] y = Conv(l, w) }"""
+
+
+def test_nodes_are_found_again_by_the_values_that_they_make() -> None:
+    floats = from_text(HEAD + CHAIN.replace("[b] q = Conv(p, w)", "[b] i = Conv(p, w) [relu] q = Relu(i)"))
+    found = aliases(floats, from_text(HEAD + QUANTIZED), {"a2", "b2", "c2", "lost", "d", "clip"})
+    assert found == {"a2": "a", "b2": "b", "c2": "c", "d": "d", "clip": "relu"}
+
+
+def test_slow_places_have_the_names_of_the_quantized_model() -> None:
+    graph, quantized = from_text(HEAD + CHAIN), from_text(HEAD + QUANTIZED)
+    floats, ints = times(a=10, b=10, c=10, d=10), int8(a2=5, b2=30, c2=5, d=5)
+    assert set(slow_sites(graph, {"a2", "b2", "c2", "d"}, floats, ints, None, quantized)) == {"b2"}
 
 
 def test_a_node_that_was_not_timed_stays_as_it_was() -> None:
