@@ -414,10 +414,14 @@ def _cores() -> int:
 
 
 def _open(path: Path, values: Sequence[str], abreast: int = 1) -> OrtRunner:
-    """The model with taps, optimized by the runtime; its threads leave the cores to each other when they are idle."""
+    """The model with taps, optimized by the runtime; its threads leave the cores to each other when they are idle.
+
+    Without an arena: all values of a run live together, so there is little to use again, and an arena of several runs at
+    a time grows for hundreds of runs.
+    """
     from graphopt.targets.onnxruntime.runner import open_tapped
     from graphopt.targets.onnxruntime.settings import SessionSettings
 
     threads = 0 if abreast == 1 else max(1, _cores() // abreast)
-    settings = SessionSettings(threads=threads, spinning=abreast == 1, force_spinning_stop=True)
+    settings = SessionSettings(threads=threads, spinning=abreast == 1, force_spinning_stop=True, arena=False)
     return open_tapped(path, values, settings, time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
