@@ -60,10 +60,8 @@ def readers_of(flow: Flow, value: ir.Value) -> frozenset[str]:
     return frozenset(str(node.name) for node in users if value in flow.rounded or node in flow.nodes)
 
 
-def macs_of(ctx: Context) -> int | None:
-    """Multiply-accumulates of one sample, as far as they are known."""
-    from graphopt.analysis.cost import model_cost
-
+def sizes_of(ctx: Context) -> tuple[dict[str, int], int]:
+    """What the symbolic dims of the inputs are on the samples, and how many samples a batch has."""
     feeds: Mapping[str, Any] = next(iter(ctx.need_calibration().batches(1)), {})
     sizes: dict[str, int] = {}
     batch = 1
@@ -73,5 +71,12 @@ def macs_of(ctx: Context) -> int | None:
             continue
         batch = max(batch, array.shape[0] if array.ndim else 1)
         sizes.update({str(d.value): n for d, n in zip(value.shape, array.shape, strict=True) if not isinstance(d, int)})
-    known = model_cost(ctx.model, ctx.shapes, sizes).known_macs
-    return known // batch
+    return sizes, batch
+
+
+def macs_of(ctx: Context) -> int | None:
+    """Multiply-accumulates of one sample, as far as they are known."""
+    from graphopt.analysis.cost import model_cost
+
+    sizes, batch = sizes_of(ctx)
+    return model_cost(ctx.model, ctx.shapes, sizes).known_macs // batch

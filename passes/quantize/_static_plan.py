@@ -1,6 +1,6 @@
 """Decides how a model is quantized statically: nodes, scales of activations and weights, and why nodes stay float.
 
-    decisions = make_decisions(model, ctx, options)        # JSON values; QuantizeStatic.apply carries them out
+    decisions = Planner(model, ctx, choices, name).go()      # JSON values; QuantizeStatic.apply carries them out
 
 `values` {name: {type, scale, zero_point}} are float values that become codes. `nodes` {site: {op, constants, rounded}}
 run in int8; `constants` {slot: {type, axis, scale, zero_point, safe}} are their weights, `rounded` the outputs that
@@ -10,7 +10,7 @@ become codes. `kept` {site: reason} are nodes with work that stay float. `origin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
@@ -59,46 +59,33 @@ class Choices:
     ops: tuple[str, ...] = ("Conv", "MatMul", "Gemm")
 
 
-@dataclass
-class _Draft:
-    chosen: dict[ir.Node, None] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
+class Planner:
+    """Makes the decisions for a main graph; `choose`, `measured_flow`, `values` and `weights` are its steps."""
 
-
-def make_decisions(model: ir.Model, ctx: Context, choices: Choices, name: str) -> dict[str, Any]:
-    """The decisions for the main graph; see the module.
-
-    Raises:
-        GraphoptError: a selector matches nothing, or there is no calibration data.
-    """
-    return _Planner(model, ctx, choices, name).go()
-
-
-class _Planner:
     def __init__(self, model: ir.Model, ctx: Context, choices: Choices, name: str) -> None:
         self.model, self.ctx, self.choices, self.name = model, ctx, choices, name
         self.graph = model.graph
-        self.draft = _Draft()
+        self.chosen: dict[ir.Node, None] = {}
+        self.kept: dict[str, str] = {}
         self.left: set[ir.Node] = set()
 
     def go(self) -> dict[str, Any]:
-        self._choose()
-        if not self.draft.chosen:
-            return {"values": {}, "nodes": {}, "kept": self.draft.kept, "origin": ""}
-        flow = self._measured_flow()
-        chosen = choose_ranges(self.ctx, flow, self._candidates(flow)) if self.choices.method is None else {}
-        values = self._values(flow, chosen)
+        self.choose()
+        if not self.chosen:
+            return {"values": {}, "nodes": {}, "kept": self.kept, "origin": ""}
+        flow = self.measured_flow()
+        values = self.values(flow)
         nodes = {self.ctx.rewriter.site(node): self._node(node, flow, values) for node in flow.nodes}
         return {
             "values": {name: _to_json(params) for name, params in values.items()},
             "nodes": nodes,
-            "kept": self.draft.kept,
+            "kept": self.kept,
             "origin": self.ctx.need_calibration().origin,
         }
 
     # -- which nodes --------------------------------------------------------------------------------------------
 
-    def _choose(self) -> None:
+    def choose(self) -> None:
         by_site = {self.ctx.rewriter.site(node): node for node in self.graph}
         self.left = select(self.choices.skip, by_site, f"pass {self.name!r}: skip")
         for scope in sites.scopes(self.model):
@@ -108,9 +95,9 @@ class _Planner:
                 site = self.ctx.rewriter.site(node)
                 reason = self._why_not(node, scope.graph)
                 if reason is None:
-                    self.draft.chosen[node] = None
+                    self.chosen[node] = None
                 else:
-                    self.draft.kept[site] = reason
+                    self.kept[site] = reason
 
     def _why_not(self, node: ir.Node, graph: ir.Graph) -> str | None:
         """Why a node with work stays float; None when it can run in int8."""
@@ -169,25 +156,25 @@ class _Planner:
 
     # -- ranges -------------------------------------------------------------------------------------------------
 
-    def _measured_flow(self) -> Flow:
+    def measured_flow(self) -> Flow:
         """The flow around the chosen nodes; it is made anew without those whose values have no usable range."""
         while True:
-            flow = find_flow(self.graph, self.draft.chosen, self.left)
+            flow = find_flow(self.graph, self.chosen, self.left)
             names = [value.name or "" for value in flow.measured() if self._fixed(value) is None]
             self.stats = self.ctx.need_calibration().statistics(self.model, names) if names else {}
             bad = {name: reason for name in names if (reason := _unusable(self.stats[name]))}
             if not bad:
                 return flow
-            before = len(self.draft.chosen), len(self.left)
+            before = len(self.chosen), len(self.left)
             for node in list(flow.nodes):
                 read = [node.inputs[slot] for slot in data_slots(node)]
                 near = [value.name for value in (*read, *node.outputs) if value is not None and value.name in bad]
-                if near and node in self.draft.chosen:
-                    self.draft.kept[self.ctx.rewriter.site(node)] = f"value {near[0]!r} {bad[str(near[0])]}"
-                    del self.draft.chosen[node]
+                if near and node in self.chosen:
+                    self.kept[self.ctx.rewriter.site(node)] = f"value {near[0]!r} {bad[str(near[0])]}"
+                    del self.chosen[node]
                 elif near:
                     self.left.add(node)
-            if before == (len(self.draft.chosen), len(self.left)):
+            if before == (len(self.chosen), len(self.left)):
                 raise GraphoptError(f"value {next(iter(bad))!r} {next(iter(bad.values()))} on the calibration data")
 
     def _fixed(self, value: ir.Value) -> tuple[float, float] | None:
@@ -198,7 +185,9 @@ class _Planner:
         """Quantizers to choose from, for every value whose range is measured."""
         return {value: [self._params(value, method) for method in AUTOMATIC] for value in flow.measured()}
 
-    def _values(self, flow: Flow, chosen: Mapping[ir.Value, QParams]) -> dict[str, QParams]:
+    def values(self, flow: Flow) -> dict[str, QParams]:
+        """How every float value that becomes codes is quantized, by name."""
+        chosen = choose_ranges(self.ctx, flow, self._candidates(flow)) if self.choices.method is None else {}
         values: dict[str, QParams] = {}
         for value in (*flow.fed, *flow.rounded):
             source = flow.source(value)
@@ -226,7 +215,7 @@ class _Planner:
         rounded = [index for index, out in enumerate(node.outputs) if out in flow.rounded]
         constants: dict[str, Any] = {}
         if kind_of(node) == "compute":
-            constants["1"] = self._weights(node, values)
+            constants["1"] = {**_to_json(self.weights(node, values)), "safe": self.choices.safe}
         else:
             for slot in data_slots(node):
                 array = const_array(node.inputs[slot], self.ctx.max_bytes)
@@ -235,15 +224,15 @@ class _Planner:
                     constants[str(slot)] = _to_json(params)
         return {"op": node.op_type, "constants": constants, "rounded": rounded}
 
-    def _weights(self, node: ir.Node, values: Mapping[str, QParams]) -> dict[str, Any]:
+    def weights(self, node: ir.Node, values: Mapping[str, QParams]) -> QParams:
+        """How the weights of a node with work are quantized."""
         weights = const_array(node.inputs[1], self.ctx.max_bytes)
         source = node.inputs[0]
         assert weights is not None and source is not None
         axis = weight_axis(node) if self.choices.per_channel else None
         params = choose_params(node, weights, self.choices.weight, axis, self.choices.weight_ranges, self.choices.safe)
         bias: np.ndarray | None = const_array(node.inputs[2]) if len(node.inputs) > 2 else None
-        params = widen_for_bias(params, bias, float(values[str(source.name)].scale))
-        return {**_to_json(params), "safe": self.choices.safe}
+        return widen_for_bias(params, bias, float(values[str(source.name)].scale))
 
 
 def _unusable(stats: Any) -> str:

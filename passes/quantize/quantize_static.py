@@ -16,7 +16,7 @@ from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
-from graphopt.passes.quantize._static_plan import Choices, make_decisions
+from graphopt.passes.quantize._static_plan import Choices, Planner
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
 from graphopt.quantization.ranges import parse_method
@@ -74,8 +74,12 @@ class QuantizeStatic(PlanPass):
             parse_method(self.method)
 
     def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
+        return Planner(model, ctx, self.choices(ctx), self.name).go()
+
+    def choices(self, ctx: Context) -> Choices:
+        """The options, with what `auto` stands for on the target."""
         saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
-        choices = Choices(
+        return Choices(
             activation=qtype(self.activation),
             weight=qtype(self.weight),
             method=None if self.method == "auto" else parse_method(self.method),
@@ -87,7 +91,6 @@ class QuantizeStatic(PlanPass):
             skip=self.skip,
             ops=self.ops,
         )
-        return make_decisions(model, ctx, choices, self.name)
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
         for site, reason in decisions["kept"].items():
