@@ -15,6 +15,7 @@ from graphopt.driver import Options
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.quantization.metrics import Interval
+from graphopt.timing import BenchPlan
 
 MODEL = """<ir_version: 10, opset_import: ["" : 21]>
 agraph (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[4,4,3,3] v, float[4,4,3,3] w>
@@ -80,6 +81,7 @@ def test_what_is_faster_is_shipped(folder: Path, monkeypatch: pytest.MonkeyPatch
     artifact = run(monkeypatch, (0.7,), {})
     assert ops(artifact).count("QuantizeLinear") == 4
     record = artifact.report["slowness"]
+    assert set(record) == {"shipped", "ratios", "resolution", "sites"}
     assert record["shipped"] == "quantized"
     assert record["ratios"]["quantized"]["value"] == 0.7
     assert artifact.manifest["not_reproducible"] == ["model.onnx"]
@@ -162,8 +164,9 @@ def test_gates_judge_what_is_shipped(folder: Path, monkeypatch: pytest.MonkeyPat
     assert artifact.report["evaluation"]["agreement"]["outputs"][0]["cosine"]["value"] < 1
 
 
-def test_really_timed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_really_timed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is shipped is not slower than float by the figures of the report, whichever way it went here."""
+    monkeypatch.setattr("graphopt.evaluation.LATENCY", BenchPlan(seconds=0.3))
     words = ["-p", "quantize-static", "--calibration-data", "calib.npz", "--no-keep-slow", "--json", "-q"]
     with pytest.raises(SystemExit) as done:
         main(["compile", "model.onnx", "-o", "real", *words])
