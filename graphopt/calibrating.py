@@ -416,8 +416,8 @@ def _cores() -> int:
 def _open(path: Path, values: Sequence[str], abreast: int = 1) -> OrtRunner:
     """The model with taps, optimized by the runtime; its threads leave the cores to each other when they are idle.
 
-    Without an arena: all values of a run live together, so there is little to use again, and an arena of several runs at
-    a time grows for hundreds of runs.
+    Without an arena: all values of a run live together, so there is little to use again, and an arena that several
+    runs share grows for hundreds of them.
     """
     from graphopt.targets.onnxruntime.runner import open_tapped
     from graphopt.targets.onnxruntime.settings import SessionSettings
