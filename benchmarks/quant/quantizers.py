@@ -121,9 +121,11 @@ def run(command: Sequence[str], output: Path, folder: Path, limit: float = SECON
         try:
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             status = None
+        finally:  # it leads a session of its own, which an interrupt from the terminal does not reach
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         seconds = time.perf_counter() - start
         memory.stop()
     if status == 0 and output.exists():
