@@ -43,7 +43,7 @@ class Gating:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.gates = parse_gates(options.gates)
+        self.gates = parse_gates((options.gates,) if isinstance(options.gates, str) else options.gates)
         self.name, self._function = _metric(options.evaluate)
         self.evaluation: Evaluation | None = None
         has_samples = options.data is not None or options.calibration_data is not None

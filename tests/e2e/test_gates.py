@@ -205,6 +205,10 @@ def test_a_target_that_is_not_here(folder: Path) -> None:
     driver.compile("model.onnx", "cuda", "elsewhere", options(gates=("size<=1.5x",)))
 
 
+def test_one_gate_may_be_given_as_text(folder: Path) -> None:
+    assert run(gates="size<=1.5x", output="text").manifest["gates"] == ["size<=1.5x"]
+
+
 def test_optimize_has_no_gates(folder: Path) -> None:
     with pytest.raises(GraphoptError, match="compile the model"):
         driver.optimize("model.onnx", options=Options(gates=("size<=1x",)))
