@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphopt.errors import GraphoptError
-from graphopt.quantization.affine import QParams, QType, group_ranges, params_from_range
+from graphopt.quantization.affine import SMALLEST_SCALE, QParams, QType, group_ranges, params_from_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +72,17 @@ def weight_params(
         scale = np.where(better, trial.scale, best.scale)
         best = replace(best, scale=scale, zero_point=np.where(better, trial.zero_point, best.zero_point))
     return best.along(1, group)
+
+
+def lost_weights(rows: np.ndarray, values: np.ndarray) -> tuple[int, int]:
+    """How many weights became zero, of those that were not, where `values` is what is left of `rows`.
+
+    Beside a few huge weights all others round to zero; the squared error, which is that of the huge ones, hides it.
+    """
+    import numpy as np
+
+    there = np.abs(rows) >= SMALLEST_SCALE  # smaller ones are zero for every quantizer
+    return int(np.count_nonzero(there & (values == 0))), int(np.count_nonzero(there))
 
 
 def _stored(params: QParams, dtype: Any) -> QParams:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
+from graphopt.passes.quantize._weight_codes import refuse_lost
 from graphopt.passes.quantize._weight_sites import Weight
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, codes_of
 from graphopt.quantization.affine import INT8
+from graphopt.quantization.weights import lost_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +35,7 @@ def integer_weight(weight: Weight, ranges: Ranges, safe: bool) -> tuple[np.ndarr
     """int8 codes as the integer op takes them, (K, N) or as a Conv's, and the float32 scale to multiply its output by.
 
     Raises:
-        NoMatch: the weight holds NaN or infinities.
+        NoMatch: the weight holds NaN or infinities, or most of it would become zero.
     """
     import numpy as np
 
@@ -44,6 +46,7 @@ def integer_weight(weight: Weight, ranges: Ranges, safe: bool) -> tuple[np.ndarr
     except GraphoptError as error:
         raise NoMatch(f"its weight {weight.value.name!r} {error}") from None
     codes, scale = codes_of(node, array, params, safe), params.scale
+    refuse_lost(*lost_weights(array, codes), INT8.bits)
     if node.op_type == "Conv":
         return codes, scale.reshape(-1, *(1,) * (array.ndim - 2))
     alpha = node.attributes.get("alpha")

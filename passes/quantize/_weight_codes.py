@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
-from graphopt.quantization.affine import QTYPES, QParams, quantize
-from graphopt.quantization.weights import weight_params
+from graphopt.quantization.affine import QTYPES, QParams, dequantize, quantize
+from graphopt.quantization.weights import lost_weights, weight_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from graphopt.passes.quantize._weight_sites import Weight
 
 _PIECE = 4 << 20  # elements
+
+MOST_LOST = {4: 0.4, 8: 0.15}
+"""Share of weights that may round to zero, by bits. Of the layers of MiniLM and MobileNetV2 4 bits in groups of 32 lose
+0.11 in the median and 0.31 at most, 8 bits 0.01 and 0.09; a head whose rows hold a few huge weights lost 0.2 to 0.7."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +47,28 @@ def quantize_weight(weight: Weight, setting: Setting, signed: bool, alpha: float
     """Round to the nearest code, `alpha` times the weight.
 
     Raises:
-        NoMatch: it holds NaN or infinities, or its type cannot hold a scale.
+        NoMatch: it holds NaN or infinities, its type cannot hold a scale, or most of it would become zero.
     """
     parts: list[tuple[np.ndarray, QParams]] = []
+    lost = there = 0
     for _, rows in pieces(weight, alpha):
         params = row_params(rows, weight, setting, signed)
-        parts.append((quantize(rows, params), params))
+        codes = quantize(rows, params)
+        parts.append((codes, params))
+        gone, counted = lost_weights(rows, dequantize(codes, params))
+        lost, there = lost + gone, there + counted
+    refuse_lost(lost, there, setting.bits)
     return joined(parts)
+
+
+def refuse_lost(lost: int, there: int, bits: int) -> None:
+    """Leave a weight in float of which too little would be left.
+
+    Raises:
+        NoMatch: more than MOST_LOST of its elements became zero.
+    """
+    if lost > MOST_LOST[bits] * there:
+        raise NoMatch(f"{lost / there:.0%} of its weights would round to zero beside a few that are far larger")
 
 
 def pieces(weight: Weight, alpha: float) -> Iterator[tuple[int, np.ndarray]]:

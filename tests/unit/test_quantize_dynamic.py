@@ -174,6 +174,13 @@ def test_nan_and_infinities_stay_in_float_at_their_site_only(bad: float) -> None
     assert ctx.rewriter.changes == 3
 
 
+def test_what_would_round_to_zero_beside_huge_weights_stays() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    weight[::16] *= 1e3
+    ctx = quantize(model_of(NET, weights={"q": weight}))
+    assert list(reasons(ctx)) == ["MatMul_0"] and "would round to zero" in reasons(ctx)["MatMul_0"]
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0, -2.5, 1e-42, 1e30])
 def test_a_single_value_is_kept(value: float, run_model: Any) -> None:
     text = "g (float[N, 40] x) => (float[N, 6] y) <float[40, 6] w> { y = MatMul (x, w) }"

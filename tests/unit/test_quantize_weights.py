@@ -255,6 +255,16 @@ def test_a_zero_row_and_an_outlier_do_not_disturb_the_others(target: str | None,
     assert gap((x @ weight)[:, 2:], got[:, 2:]) < 0.01
 
 
+@pytest.mark.parametrize(("options", "ratio"), [("", 1e3), ("group=0", 1e3), ("bits=4", 1e2)])
+def test_what_would_round_to_zero_beside_huge_weights_stays(options: str, ratio: float) -> None:
+    weight = np.random.default_rng(0).standard_normal((256, 8)).astype(np.float32)
+    assert quantize(product(weight), options).rewriter.changes == 1
+    weight[::16] *= ratio
+    ctx = quantize(product(weight), options)
+    assert ctx.rewriter.changes == 0
+    assert "would round to zero beside a few that are far larger" in reasons(ctx)["MatMul_0"]
+
+
 @pytest.mark.parametrize("width", [16, 20, 33, 100, 300])
 @pytest.mark.parametrize(
     "options", ["bits=4", "bits=4 group=0", "bits=8 group=256", "bits=8 group=16", "bits=8 group=0"]
