@@ -70,15 +70,18 @@ class Planner:
         self.left: set[ir.Node] = set()
 
     def go(self) -> dict[str, Any]:
+        """All steps."""
         self.choose()
         if not self.chosen:
             return {"values": {}, "nodes": {}, "kept": self.kept, "origin": ""}
         flow = self.measured_flow()
-        values = self.values(flow)
-        nodes = {self.ctx.rewriter.site(node): self._node(node, flow, values) for node in flow.nodes}
+        return self.decisions(flow, self.values(flow))
+
+    def decisions(self, flow: Flow, values: Mapping[str, QParams]) -> dict[str, Any]:
+        """What is decided, as JSON values."""
         return {
-            "values": {name: _to_json(params) for name, params in values.items()},
-            "nodes": nodes,
+            "values": {str(v.name): _to_json(values[str(v.name)]) for v in (*flow.fed, *flow.rounded)},
+            "nodes": {self.ctx.rewriter.site(node): self._node(node, flow, values) for node in flow.nodes},
             "kept": self.kept,
             "origin": self.ctx.need_calibration().origin,
         }

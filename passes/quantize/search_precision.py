@@ -6,7 +6,7 @@ Lives here: the search. How nodes are quantized is quantize-static's; what they 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.cost import node_cost
@@ -61,11 +61,12 @@ class SearchPrecision(QuantizeStatic):
                 "sensitivity": {ctx.rewriter.site(node): error for node, error in search.alone.items()},
                 "error": search.reached,
             }
-        sites = tuple(ctx.rewriter.site(node) for node in left)
-        skip = tuple(dict.fromkeys((*self.skip, *sites)))
-        decisions = Planner(model, ctx, replace(planner.choices, skip=skip), self.name).go()
-        kept = {**decisions["kept"], **{site: self._why(search, node) for site, node in zip(sites, left, strict=True)}}
-        return {**decisions, **found, "kept": kept}
+        for node in left:
+            del planner.chosen[node]
+            planner.left.add(node)
+            planner.kept[ctx.rewriter.site(node)] = self._why(search, node)
+        # With the ranges that were searched with: chosen anew, they would be others than those whose error is known.
+        return {**planner.decisions(planner.measured_flow(), values), **found}
 
     def _why(self, search: _Search, node: ir.Node) -> str:
         return f"alone it costs the outputs {search.alone[node]:.2g} of their power, for {search.work[node]} products"

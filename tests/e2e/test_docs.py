@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphopt.ir.text import from_text
@@ -51,6 +52,8 @@ def test_python_snippets_run(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", with_blocks("console"), ids=identifier)
 def test_console_snippets_run(path: Path, tmp_path: Path) -> None:
     write(from_text(MODEL), tmp_path / "model.onnx")
+    samples = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", x=samples)
     for name, body in zip(
         ("my_pass.py", "recipe.toml"), (blocks(path, "python")[-1:], blocks(path, "toml")[-1:]), strict=True
     ):
