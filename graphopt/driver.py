@@ -279,7 +279,7 @@ def compile(
             numbers = job.check.skipped("numerics are off")
         else:
             numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
-        numbers = gating.judge(job, files, folder, numbers, twin)
+        numbers = gating.judge(job, files, folder, numbers, twin, settled.hint())
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
         manifest = {

@@ -158,8 +158,8 @@ def parse_gates(texts: Iterable[str]) -> tuple[Gate, ...]:
     return tuple(gates.values())
 
 
-def require(outcomes: Sequence[Outcome]) -> None:
-    """Raise when a gate is not met.
+def require(outcomes: Sequence[Outcome], hint: str = "") -> None:
+    """Raise when a gate is not met; `hint` says what may help.
 
     Raises:
         GateError: names each gate that is not met with the value that was reached, and what the others reached.
@@ -169,4 +169,4 @@ def require(outcomes: Sequence[Outcome]) -> None:
         return
     text = "; ".join(f"{outcome.gate} is not met: nearest is {outcome}" for outcome in missed)
     rest = [f"{outcome.gate} with {outcome}" for outcome in outcomes if outcome.met]
-    raise GateError(f"gate {text}" + (f"; met: {', '.join(rest)}" if rest else "") + "; nothing was written")
+    raise GateError(f"gate {text}" + (f"; met: {', '.join(rest)}" if rest else "") + f"; nothing was written{hint}")

@@ -53,7 +53,9 @@ class Gating:
     def asked(self) -> bool:
         return bool(self.gates) or self._function is not None
 
-    def judge(self, job: _Job, files: CompiledFiles, folder: Path, numbers: Numbers, twin: FloatTwin) -> Numbers:
+    def judge(
+        self, job: _Job, files: CompiledFiles, folder: Path, numbers: Numbers, twin: FloatTwin, hint: str = ""
+    ) -> Numbers:
         """Measure, and refuse a model that misses a gate.
 
         Args:
@@ -61,6 +63,7 @@ class Gating:
             files: what the target wrote there.
             numbers: the verdict without gates.
             twin: makes the float model, if it is needed.
+            hint: ends the message about a gate that is not met.
 
         Returns:
             The verdict; a loss that only a gate can judge is passed when gates on accuracy are met.
@@ -88,7 +91,7 @@ class Gating:
             name=self.name,
         )
         job.seconds["gates"] = time.perf_counter() - start
-        require(self.evaluation.outcomes)
+        require(self.evaluation.outcomes, hint)
         return numbers.judged_by([str(gate) for gate in self.gates if gate.name in ACCURACY])
 
     def _samples(self, float_job: _Job, calibration: Calibrating | None) -> Samples | None:

@@ -53,6 +53,13 @@ class Settled:
         """What the report says; nothing when nothing was timed."""
         return {"slowness": self.record} if self.record else {}
 
+    def hint(self) -> str:
+        """What to say when what is left misses a gate."""
+        if not self.record or self.record["shipped"] == "quantized":
+            return ""
+        left = "int8 is" if self.record["shipped"] == "float" else f"{len(self.record['sites'])} places are"
+        return f"; {left} left out, being slower than float on this machine: --keep-slow keeps int8"
+
     def measured(self) -> tuple[str, ...]:
         """Files that depend on what was measured here."""
         return self.files.files if self.record else ()

@@ -12,6 +12,7 @@ import pytest
 from graphopt import driver, paying
 from graphopt.cli import main
 from graphopt.driver import Options
+from graphopt.errors import GateError
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.quantization.metrics import Interval
@@ -162,6 +163,11 @@ def test_gates_judge_what_is_shipped(folder: Path, monkeypatch: pytest.MonkeyPat
     artifact = run(monkeypatch, (1.2, 0.9), {"second": 1.5}, gates=("cosine>=0.9",))
     assert artifact.manifest["numerics"]["judged_by"] == ["cosine>=0.9"]
     assert artifact.report["evaluation"]["agreement"]["outputs"][0]["cosine"]["value"] < 1
+
+
+def test_a_gate_that_is_missed_for_speed_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GateError, match=r"size<=0\.9x is not met: .*; int8 is left out, being slower .*--keep-slow"):
+        run(monkeypatch, (1.3,), {}, gates=("size<=0.9x",))
 
 
 def test_really_timed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
