@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
-from graphopt.ir.hash import structural_hash
 from graphopt.manager.base import Pass
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ class PlanPass(Pass):
         """
 
     def run(self, model: ir.Model, ctx: Context) -> None:
+        from graphopt.ir.hash import structural_hash
+
         here = structural_hash(model)
         plan = ctx.plans.take(self.name)
         if plan is None:

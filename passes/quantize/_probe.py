@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WORK = 1 << 40
 """Multiply-accumulates that all questions together may take; it bounds the samples they are asked on."""
-FEWEST, MOST = 4, 32
+FEWEST, MOST = 4, 16
 """Samples, at least and at most."""
 
 

@@ -16,10 +16,8 @@ from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
-from graphopt.passes.quantize._static_plan import Choices, Planner
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
-from graphopt.quantization.ranges import parse_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
+    from graphopt.passes.quantize._static_plan import Choices
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,21 @@ class QuantizeStatic(PlanPass):
     ops: tuple[Literal["Conv", "MatMul", "Gemm"], ...] = ("Conv", "MatMul", "Gemm")
 
     def check(self) -> None:
+        from graphopt.quantization.ranges import parse_method
+
         if self.method != "auto":
             parse_method(self.method)
 
     def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
+        from graphopt.passes.quantize._static_plan import Planner
+
         return Planner(model, ctx, self.choices(ctx), self.name).go()
 
     def choices(self, ctx: Context) -> Choices:
         """The options, with what `auto` stands for on the target."""
+        from graphopt.passes.quantize._static_plan import Choices
+        from graphopt.quantization.ranges import parse_method
+
         saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
         return Choices(
             activation=qtype(self.activation),

@@ -13,12 +13,9 @@ from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.passes.quantize._kinds import weight_axis
-from graphopt.passes.quantize._weight_calibrated import Calibrated
-from graphopt.passes.quantize._weight_sites import Weight
 from graphopt.passes.quantize._weights8 import adds_in_pairs, from_kernel_rows, kernel_rows
 from graphopt.passes.quantize.correct_bias import is_quantized
 from graphopt.quantization.affine import QParams, dequantize, qtype
-from graphopt.quantization.rounding import coordinate_descent, gptq, output_error
 from graphopt.quantization.saturation import is_safe, make_safe
 
 if TYPE_CHECKING:
@@ -27,6 +24,8 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
+    from graphopt.passes.quantize._weight_calibrated import Calibrated
+    from graphopt.passes.quantize._weight_sites import Weight
 
 _WORTH = 0.98
 """Codes are exchanged where that leaves less than this part of the error on held-out samples."""
@@ -50,6 +49,8 @@ class RoundWeights(Pass):
     scope = "main"
 
     def run(self, model: ir.Model, ctx: Context) -> None:
+        from graphopt.passes.quantize._weight_calibrated import Calibrated
+
         nodes = [node for node in model.graph if is_quantized(node)]
         if not nodes:
             return
@@ -80,6 +81,8 @@ class RoundWeights(Pass):
 
 
 def _weight(node: ir.Node, original: ir.Node) -> Weight:
+    from graphopt.passes.quantize._weight_sites import Weight
+
     value = original.inputs[1]
     tensor, axis = const_tensor(value), weight_axis(original)
     assert value is not None and tensor is not None and axis is not None
@@ -94,6 +97,8 @@ def _better_codes(node: ir.Node, weight: Weight, calibrated: Calibrated) -> tupl
         NoMatch: there are none, or no moments of the input.
     """
     import numpy as np
+
+    from graphopt.quantization.rounding import coordinate_descent, gptq, output_error
 
     moments = calibrated.moments(weight)
     old, scale = _stored(node)

@@ -9,21 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.analysis.cost import node_cost
 from graphopt.errors import GraphoptError
 from graphopt.ir.constants import const_array
-from graphopt.passes.quantize._flow import Flow, find_flow
 from graphopt.passes.quantize._kinds import kind_of
-from graphopt.passes.quantize._probe import Probe, Rounded, samples_for
-from graphopt.passes.quantize._range_choice import macs_of, readers_of, sizes_of
-from graphopt.passes.quantize._static_plan import Planner
-from graphopt.passes.quantize._weights8 import codes_of
 from graphopt.passes.quantize.quantize_static import QuantizeStatic
 from graphopt.quantization.affine import QParams, dequantize
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
+    from graphopt.passes.quantize._flow import Flow
+    from graphopt.passes.quantize._static_plan import Planner
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,8 @@ class SearchPrecision(QuantizeStatic):
             raise GraphoptError(f"pass {self.name!r}: sqnr={self.sqnr:g} is no ratio in decibels between 0 and 200")
 
     def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
+        from graphopt.passes.quantize._static_plan import Planner
+
         planner = Planner(model, ctx, self.choices(ctx), self.name)
         planner.choose()
         if not planner.chosen:
@@ -76,6 +74,10 @@ class _Search:
     """The nodes to leave float, for a bound on the relative squared error of the outputs."""
 
     def __init__(self, ctx: Context, planner: Planner, flow: Flow, values: Mapping[str, QParams], bound: float) -> None:
+        from graphopt.analysis.cost import node_cost
+        from graphopt.passes.quantize._probe import Probe, Rounded, samples_for
+        from graphopt.passes.quantize._range_choice import macs_of, readers_of, sizes_of
+
         self.ctx, self.planner, self.flow, self.bound = ctx, planner, flow, bound
         self.values = {str(value.name): values[str(value.name)] for value in flow.measured()}
         self.nodes = [node for node in flow.nodes if kind_of(node) == "compute"]
@@ -121,6 +123,8 @@ class _Search:
 
     def _together(self, left: list[ir.Node]) -> float:
         """The error with all but these rounded."""
+        from graphopt.passes.quantize._flow import find_flow
+
         chosen = {node: None for node in self.planner.chosen if node not in left}
         flow = find_flow(self.ctx.model.graph, chosen, {*self.planner.left, *left})
         names = {str(value.name) for value in flow.measured()}
@@ -128,6 +132,8 @@ class _Search:
         return self.probe.error(rounded, [str(node.name) for node in flow.nodes if node in self.work])
 
     def _rounded(self, node: ir.Node, values: Mapping[str, QParams]) -> Any:
+        from graphopt.passes.quantize._weights8 import codes_of
+
         weights = const_array(node.inputs[1], self.ctx.max_bytes)
         assert weights is not None
         params = self.planner.weights(node, values)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Pass, Tolerance
-from graphopt.passes.quantize._channel_scales import ChannelStats, choose_scale, find_sites, move
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -25,6 +24,8 @@ class _Smoothing(Pass):
     _ops: ClassVar[tuple[str, ...]] = ()
 
     def run(self, model: ir.Model, ctx: Context) -> None:
+        from graphopt.passes.quantize._channel_scales import ChannelStats, choose_scale, find_sites, move
+
         sites = find_sites(ctx, model.graph, self._ops, self._inserts())
         if not sites:
             return

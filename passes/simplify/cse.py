@@ -146,7 +146,7 @@ def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
             tensor = value.const_value
             if tensor is None or value.is_graph_input() or value.is_graph_output() or not value.uses():
                 continue
-            if nbytes(tensor) > ctx.max_bytes or tensor.dtype.name == "STRING":
+            if nbytes(tensor) > ctx.max_bytes or tensor.dtype.name == "STRING" or _is_rewritten(value, tensor):
                 continue
             earlier = groups.setdefault(_sketch(value, tensor), [])
             for other in earlier:
@@ -158,6 +158,13 @@ def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
                     break
             else:
                 earlier.append(value)
+
+
+def _is_rewritten(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    """int8 codes or their zero point: without VNNI ONNX Runtime makes uint8 of them, and fails where two nodes share."""
+    return tensor.dtype.name == "INT8" and any(
+        use.node.op_type == "DequantizeLinear" and use.idx in (0, 2) for use in value.uses()
+    )
 
 
 def _sketch(value: ir.Value, tensor: ir.TensorProtocol) -> Hashable:
