@@ -161,7 +161,7 @@ def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
 
 
 def _is_rewritten(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
-    """int8 codes or their zero point: without VNNI ONNX Runtime makes uint8 of them, and fails where two nodes share."""
+    """int8 codes or their zero point: ONNX Runtime may make uint8 of them, and fails where two nodes share them."""
     return tensor.dtype.name == "INT8" and any(
         use.node.op_type == "DequantizeLinear" and use.idx in (0, 2) for use in value.uses()
     )
