@@ -29,6 +29,9 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
     if report["idle"] and (flags["verbose"] or flags["passes"] is not None or flags["recipe"] is not None):
         say(f"  nothing to do: {', '.join(report['idle'])}")
     elif report["idle"]:
+        asked = [name for name in report["idle"] if name in _of_precision(flags.get("precision"))]
+        if asked:
+            say(f"  nothing to do for --precision {flags['precision']}: {', '.join(asked)}")
         say(f"  {len(report['idle'])} more passes found nothing to do (-v names them)")
     for remark in report["remarks"]:
         if remark["status"] == "note" or (flags["verbose"] and remark["status"] == "applied") or flags["verbose"] > 1:
@@ -42,6 +45,13 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
             say(f"  note: {note}")
     if flags["time_passes"]:
         say(_timings(report))
+
+
+def _of_precision(name: str | None) -> set[str]:
+    """The passes behind `--precision`."""
+    from graphopt.precision import PRECISIONS
+
+    return {text.partition("{")[0] for text in PRECISIONS.get(name or "", ())}
 
 
 def write_remarks(remarks: list[dict[str, Any]], path: Path | None) -> None:
