@@ -230,3 +230,24 @@ def test_a_model_that_takes_one_sample_though_it_declares_any(tmp_path: Path, ho
     else:
         assert calibration.statistics(model, ["a"])["a"].count == 6 * count
     assert calibration.notes() == ["the model fails on 8 samples at a time; they were run one by one"]
+
+
+RAGGED = """<ir_version: 10, opset_import: ["": 21]>
+g (float[N, 6] x) => (int64[2, K] y) {
+  a = Relu (x)
+  y = NonZero (a)
+  b = Cast <to = 1> (y) }"""
+
+
+def test_results_that_are_written_over_are_those_of_their_batch(tmp_path: Path) -> None:
+    """Many batches of one shape; of a value whose shape is always the same, and of one whose shape depends on data."""
+    model = from_text(RAGGED)
+    x = samples(80)["x"] * np.arange(1, 81, dtype=np.float32)[:, None]
+    found = Calibrating(model, {"x": x}, tmp_path).statistics(model, ["a", "b"])
+    direct = TensorStats()
+    for start in range(0, 80, 8):
+        direct.update(np.maximum(x[start : start + 8], 0))
+    assert found["a"].to_json() == direct.to_json()
+    assert found["b"].count == 2 * int((x > 0).sum())
+    alone = Calibrating(model, {"x": x}, tmp_path).statistics(model, ["a"])
+    assert alone["a"].to_json() == direct.to_json()
