@@ -32,9 +32,9 @@ FIGURE = Figure(
     "Saturation of int8 kernels without VNNI",
     "CPUs without VNNI add pairs of u8 x s8 products in 16 bits with saturation. `exact` is the metric of an int8 "
     "model whose sums are exact (int8 kernels with VNNI, or float arithmetic where this CPU has none), `kernel` the "
-    "metric from ONNX Runtime's int8 kernels on a CPU without VNNI, `changed` the part of the samples whose outputs differ between the "
-    "two by more than a hundredth of their largest value. u8s8, the session key and ours are the same quantizer "
-    "(min-max, per channel); reduce_range and u8u8 are ONNX Runtime's own quantizer.",
+    "metric from ONNX Runtime's int8 kernels on a CPU without VNNI, `changed` the part of the samples whose outputs "
+    "differ between the two by more than a hundredth of their largest value. u8s8, the session key and ours are the "
+    "same quantizer (min-max, per channel); reduce_range and u8u8 are ONNX Runtime's own quantizer.",
     (
         "ours: between exact arithmetic and the kernel at most 0.1 % of the metric",
         "ours: a metric from the kernel at least that of reduce_range and of u8u8, up to 0.1 %",
