@@ -29,7 +29,7 @@ FORMAT = 1
 
 _CHUNK = 1 << 16  # elements that stay in the cache while they are looked at several times
 _SMALLEST_EXPONENT = -100  # the bins of what is smaller still would be denormal
-_LARGE = 1e15  # squares of larger values are summed in float64
+_LARGE, _SMALL = 1e15, 1e-15  # squares of larger and of smaller values are summed in float64
 
 
 def _zeros() -> np.ndarray:
@@ -164,7 +164,7 @@ class TensorStats:
         left = count
         for start in range(0, chosen.size, _CHUNK):
             piece = chosen[start : start + _CHUNK]
-            piece = piece if largest <= _LARGE else piece.astype(np.float64)
+            piece = piece if _SMALL <= largest <= _LARGE else piece.astype(np.float64)
             share = left if start + _CHUNK >= chosen.size else piece.size * weight
             left -= share
             mean = float(piece.sum()) / piece.size
@@ -174,7 +174,8 @@ class TensorStats:
             if self.exponent is None:
                 self.counts[BINS // 2] += weight * piece.size
                 continue
-            # Multiplying by a power of two is exact, and so are the sums: a bin depends on nothing but the element.
+            # Multiplying by a power of two is exact unless it underflows, and so are the sums: a bin depends on nothing
+            # but the element.
             np.multiply(piece, piece.dtype.type(math.ldexp(BINS / 2, -self.exponent)), out=work)
             np.floor(work, out=work)
             work += BINS // 2
