@@ -12,7 +12,7 @@ from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass, Tolerance
-from graphopt.passes.quantize._kinds import COMPUTE
+from graphopt.passes.quantize._refine import twins
 from graphopt.passes.quantize._weights8 import bias_codes
 from graphopt.quantization.affine import QParams, dequantize, qtype
 
@@ -42,24 +42,19 @@ class CorrectBias(Pass):
     scope = "main"
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        nodes = [node for node in model.graph if is_quantized(node)]
-        if not nodes:
+        pairs = twins(model, ctx)
+        if ctx.floats is None or not pairs:
             return
-        if ctx.floats is None:
-            ctx.note("compares with float weights: quantize-static has to come before it in the same pipeline")
-            return
-        originals = {node.name: node for node in ctx.floats.graph if not is_quantized(node)}
-        pairs = [(node, originals[node.name]) for node in nodes if node.name in originals]
         floats = _Means()
         codes = _Means()
-        for node, original in pairs:
+        for node, original in pairs.items():
             floats.watch(original.inputs[0], original)
             floats.watch(original.outputs[0], original)
             codes.watch(node.outputs[0], node)
         calibration = ctx.need_calibration()
         calibration.fold(ctx.floats, floats.watched)
         calibration.fold(model, codes.watched)
-        for node, original in pairs:
+        for node, original in pairs.items():
             self._correct(ctx, node, original, floats, codes)
 
     def _correct(self, ctx: Context, node: ir.Node, original: ir.Node, floats: _Means, codes: _Means) -> None:
@@ -140,14 +135,6 @@ class _Halves:
 
 def _channel_axis(node: ir.Node) -> int:
     return 1 if node.op_type == "Conv" else -1
-
-
-def is_quantized(node: ir.Node) -> bool:
-    """A node with work that reads codes through Dequantize, constant ones as weights."""
-    if node.op_type not in COMPUTE or node.domain != "":
-        return False
-    makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
-    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
 def _weights_of(node: ir.Node, max_bytes: int) -> np.ndarray | None:

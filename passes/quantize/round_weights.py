@@ -13,8 +13,8 @@ from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.passes.quantize._kinds import weight_axis
+from graphopt.passes.quantize._refine import twins
 from graphopt.passes.quantize._weights8 import adds_in_pairs, from_kernel_rows, kernel_rows
-from graphopt.passes.quantize.correct_bias import is_quantized
 from graphopt.quantization.affine import QParams, dequantize, qtype
 from graphopt.quantization.saturation import is_safe, make_safe
 
@@ -51,15 +51,9 @@ class RoundWeights(Pass):
     def run(self, model: ir.Model, ctx: Context) -> None:
         from graphopt.passes.quantize._weight_calibrated import Calibrated
 
-        nodes = [node for node in model.graph if is_quantized(node)]
-        if not nodes:
+        weights = {node: _weight(node, original) for node, original in twins(model, ctx).items()}
+        if not weights:
             return
-        if ctx.floats is None:
-            ctx.note("compares with float weights: quantize-static has to come before it in the same pipeline")
-            return
-        # A node that was quantized before has no float weights there either.
-        originals = {node.name: node for node in ctx.floats.graph if not is_quantized(node)}
-        weights = {node: _weight(node, originals[node.name]) for node in nodes if node.name in originals}
         calibrated = Calibrated(ctx, weights)
         for node, weight in weights.items():
             self._round(ctx, node, weight, calibrated)
