@@ -238,7 +238,14 @@ def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -
         "-p",
         "crash",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    # A shell in the background ignores the signal, and its children would inherit that.
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
     assert process.stdout is not None and process.stdout.readline() == "slow\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
