@@ -98,7 +98,9 @@ def quantized_conv(channels: int, groups: int, saturation: str, folder: Path) ->
 
 
 @needs_kernel
-@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (3, 1), (8, 2), (8, 8)], ids=["plain", "odd", "grouped", "dw"])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(8, 1), (3, 1), (8, 2), (8, 8)], ids=["plain", "odd", "grouped", "dw"]
+)
 def test_safe_convolutions_compute_the_same_with_and_without_vnni(tmp_path: Path, channels: int, groups: int) -> None:
     import onnxruntime as ort
 
