@@ -1,16 +1,20 @@
-"""What passes share that refine the codes of quantize-static: the quantized nodes with their float originals.
+"""What passes share that refine the codes of quantize-static: nodes with their float originals, and the exchange.
 
 Not here: what is refined (round_weights.py, correct_bias.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from graphopt.ir.builder import NoMatch
+from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.passes.quantize._kinds import COMPUTE
 
 if TYPE_CHECKING:
     from graphopt import ir
+    from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
 
 
@@ -27,6 +31,22 @@ def twins(model: ir.Model, ctx: Context) -> dict[ir.Node, ir.Node]:
         return {}
     originals = {node.name: node for node in ctx.floats.graph if not is_quantized(node)}
     return {node: originals[node.name] for node in nodes if node.name in originals}
+
+
+def exchange(ctx: Context, node: ir.Node, make: Callable[[Builder], tuple[ir.Value, str]]) -> None:
+    """Put what `make` returns in the place of a node, in one transaction, and leave a remark with its reason."""
+    site, op = ctx.rewriter.site(node), ctx.rewriter.builder(node)
+    try:
+        value, reason = make(op)
+        ctx.rewriter.replace(node, value, op)
+    except NoMatch as why:
+        op.discard()
+        ctx.remarks.missed(ctx.pass_name, site, node.op_type, str(why))
+        return
+    except StopRewriting:
+        op.discard()
+        raise
+    ctx.remarks.applied(ctx.pass_name, site, node.op_type, reason)
 
 
 def is_quantized(node: ir.Node) -> bool:

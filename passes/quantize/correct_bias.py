@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array
-from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass, Tolerance
-from graphopt.passes.quantize._refine import twins
+from graphopt.passes.quantize._refine import exchange, twins
 from graphopt.passes.quantize._weights8 import bias_codes
 from graphopt.quantization.affine import QParams, dequantize, qtype
 
@@ -75,17 +74,8 @@ class CorrectBias(Pass):
         if not left < away:
             ctx.remarks.missed(self.name, site, node.op_type, f"would move the mean away: {away:.3g} to {left:.3g}")
             return
-        op = ctx.rewriter.builder(node)
-        try:
-            ctx.rewriter.replace(node, _with_bias(op, node, original, shift), op)
-        except NoMatch as why:
-            op.discard()
-            ctx.remarks.missed(self.name, site, node.op_type, str(why))
-            return
-        except StopRewriting:
-            op.discard()
-            raise
-        ctx.remarks.applied(self.name, site, node.op_type, f"squared error of the mean {away:.3g} to {left:.3g}")
+        reason = f"squared error of the mean {away:.3g} to {left:.3g}"
+        exchange(ctx, node, lambda op: (_with_bias(op, node, original, shift), reason))
 
 
 class _Means:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
-from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.passes.quantize._kinds import weight_axis
-from graphopt.passes.quantize._refine import twins
+from graphopt.passes.quantize._refine import exchange, twins
 from graphopt.passes.quantize._weights8 import adds_in_pairs, from_kernel_rows, kernel_rows
 from graphopt.quantization.affine import QParams, dequantize, qtype
 from graphopt.quantization.saturation import is_safe, make_safe
@@ -59,19 +58,11 @@ class RoundWeights(Pass):
             self._round(ctx, node, weight, calibrated)
 
     def _round(self, ctx: Context, node: ir.Node, weight: Weight, calibrated: Calibrated) -> None:
-        site = ctx.rewriter.site(node)
-        op = ctx.rewriter.builder(node)
-        try:
+        def make(op: Builder) -> tuple[ir.Value, str]:
             codes, left = _better_codes(node, weight, calibrated)
-            ctx.rewriter.replace(node, _with_codes(op, node, codes), op)
-        except NoMatch as why:
-            op.discard()
-            ctx.remarks.missed(self.name, site, node.op_type, str(why))
-            return
-        except StopRewriting:
-            op.discard()
-            raise
-        ctx.remarks.applied(self.name, site, node.op_type, f"{left:.2f} of the error of rounding to nearest")
+            return _with_codes(op, node, codes), f"{left:.2f} of the error of rounding to nearest"
+
+        exchange(ctx, node, make)
 
 
 def _weight(node: ir.Node, original: ir.Node) -> Weight:
