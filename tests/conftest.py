@@ -27,6 +27,14 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden", default=False))
 
 
+@pytest.fixture(autouse=True)
+def _own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes that a test loads are gone after it."""
+    from graphopt.manager import registry
+
+    monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+
+
 def _run(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Outputs by name, on one thread with the runtime's optimizations off."""
     import onnx_ir

@@ -107,11 +107,17 @@ def make(spec: Spec) -> Pass:
 
 
 def register(cls: type[Pass]) -> type[Pass]:
-    """Make a pass class known by its name in this process; usable as a decorator."""
+    """Make a pass class known by its name in this process; usable as a decorator.
+
+    Raises:
+        GraphoptError: it is no pass, or has the name of a built-in one.
+    """
     if not is_concrete(cls):
         raise GraphoptError(
             f"{getattr(cls, '__name__', cls)!r} is not a pass: it needs a `name` and all methods of its base"
         )
+    if _builtin().get(cls.name, cls) is not cls:
+        raise GraphoptError(f"pass {cls.name!r} is built in: a pass of your own needs another name")
     _loaded[cls.name] = cls
     return cls
 

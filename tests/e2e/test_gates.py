@@ -31,9 +31,9 @@ import numpy as np
 from graphopt import NodePass
 
 @dataclass(frozen=True)
-class RoundWeights(NodePass):
+class RoundToStep(NodePass):
     """W -> round(W / step) * step"""
-    name: ClassVar[str] = "round-weights"
+    name: ClassVar[str] = "round-to-step"
     tolerance: ClassVar[str] = "lossy"
     ops: ClassVar[tuple[str, ...]] = ("MatMul",)
     step: float = 0.01
@@ -85,7 +85,7 @@ def folder(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(step: float = 0.01, **changes: Any) -> Options:
-    return Options(passes=f"eliminate-identity,round-weights{{step={step}}},dce", repro=None, **changes)
+    return Options(passes=f"eliminate-identity,round-to-step{{step={step}}},dce", repro=None, **changes)
 
 
 def run(step: float = 0.01, output: str = "out", **changes: Any) -> Any:
@@ -215,7 +215,7 @@ def test_optimize_has_no_gates(folder: Path) -> None:
 
 
 def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["compile", "model.onnx", "--load", "rounding.py", "-p", "round-weights", "--data", "x.npz"]
+    words = ["compile", "model.onnx", "--load", "rounding.py", "-p", "round-to-step", "--data", "x.npz"]
     gates = ["--gate", "cosine>=0.9", "--eval", "metric.py:hits", "--gate", "metric>=0.5x"]
     with pytest.raises(SystemExit) as done:
         main([*words, *gates, "-o", "cli", "--json"])

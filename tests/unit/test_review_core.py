@@ -237,3 +237,11 @@ def test_a_broken_target_plugin_is_reported_not_fatal(monkeypatch: pytest.Monkey
         assert [line.split("'")[1] for line in registry.target_problems()] == ["broken", "odd"]
     finally:
         registry._targets.cache_clear()
+
+
+def test_a_loaded_pass_cannot_take_the_name_of_a_built_in_one(tmp_path: Path) -> None:
+    text = _PLUGIN.format(imports="", name="dce", kind="str")
+    (tmp_path / "rule.py").write_text(text)
+    with pytest.raises(GraphoptError, match="pass 'dce' is built in"):
+        registry.load_file(tmp_path / "rule.py")
+    assert registry.get("dce").__module__.startswith("graphopt.passes.")
