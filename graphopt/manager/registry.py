@@ -5,6 +5,7 @@ Listing imports neither onnx nor onnx_ir; a broken plug-in is reported, not fata
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -110,16 +111,25 @@ def register(cls: type[Pass]) -> type[Pass]:
     """Make a pass class known by its name in this process; usable as a decorator.
 
     Raises:
-        GraphoptError: it is no pass, or has the name of a built-in one.
+        GraphoptError: it is no pass, has the name of a built-in one, or options without being a dataclass.
     """
     if not is_concrete(cls):
         raise GraphoptError(
             f"{getattr(cls, '__name__', cls)!r} is not a pass: it needs a `name` and all methods of its base"
         )
+    if forgotten := ", ".join(options_not_declared(cls)):
+        raise GraphoptError(f"pass {cls.name!r} has the options {forgotten}: @dataclass(frozen=True) is missing")
     if _builtin().get(cls.name, cls) is not cls:
         raise GraphoptError(f"pass {cls.name!r} is built in: a pass of your own needs another name")
     _loaded[cls.name] = cls
     return cls
+
+
+def options_not_declared(cls: type[Pass]) -> list[str]:
+    """Annotated fields of a class that no dataclass decorator has seen."""
+    own = vars(cls).get("__annotations__", {}).items()
+    known = {field.name for field in dataclasses.fields(cls)}
+    return [name for name, kind in own if name not in known and "ClassVar" not in str(kind)]
 
 
 def load_file(path: str | Path) -> list[type[Pass]]:

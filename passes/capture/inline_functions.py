@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.sites import scopes
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class InlineFunctions(Pass):
     """f(x) -> the body of f, for every function of the model whose opsets are the model's."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir import sites
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _KEYS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.onnx.class_hierarchy")
 
 
-@dataclass(frozen=True)
 class StripDebugMetadata(Pass):
     """Drop the exporter's stack traces and printed graph lines from nodes; layer names stay."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class FuseClip(NodePass):
     """Min(Max(x, a), b) -> Clip(x, a, b), also Max(Min(x, b), a) and Min(Relu(x), b), for constants a <= b."""
 
@@ -64,7 +62,6 @@ def _split(m: Match, node: ir.Node) -> tuple[ir.Value, float]:
     raise Uninteresting("no constant scalar bound")
 
 
-@dataclass(frozen=True)
 class FuseRelu(NodePass):
     """Max(x, 0) -> Relu(x), also Clip(x, 0) without an upper bound."""
 

@@ -5,7 +5,6 @@ One class per kind of op, because the layouts differ in what is legal; the arith
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseConvBN(RewritePass):
     """BatchNormalization(Conv(x, w, b)) -> Conv(x, w * s, (b - mean) * s + bias), s = scale / sqrt(var + epsilon)."""
 
@@ -40,7 +38,6 @@ class FuseConvBN(RewritePass):
         return fold(op, m, lin, factor, shift)
 
 
-@dataclass(frozen=True)
 class FuseGemmBN(RewritePass):
     """BatchNormalization(Gemm(x, w, b)) -> Gemm(x, w * s, (b - mean) * s + bias), s = scale / sqrt(var + epsilon)."""
 
@@ -58,7 +55,6 @@ class FuseGemmBN(RewritePass):
         return fold(op, m, linear(m, m["linear"]), *batch_norm_affine(m, m["bn"]))
 
 
-@dataclass(frozen=True)
 class FuseMatMulBN(RewritePass):
     """BatchNormalization(MatMul(x, w) + b) -> Gemm(x, w * s, (b - mean) * s + bias), for matrices."""
 

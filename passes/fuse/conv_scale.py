@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
-@dataclass(frozen=True)
 class _Scale(NodePass):
     stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = 2
@@ -140,7 +139,6 @@ class FuseMatMulScale(_Scale):
     linear_ops: ClassVar[frozenset[str]] = frozenset({"MatMul"})
 
 
-@dataclass(frozen=True)
 class FuseConvBias(NodePass):
     """Conv(x, w, b) + c -> Conv(x, w, b + c), for a constant c per channel.
 

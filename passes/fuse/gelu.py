@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 _TANH = {1: math.sqrt(2 / math.pi), 3: math.sqrt(2 / math.pi) * 0.044715}
 
 
-@dataclass(frozen=True)
 class FuseGelu(NodePass):
     """x * 0.5 * (1 + erf(x / sqrt(2))) -> Gelu(x).
 

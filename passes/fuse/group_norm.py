@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseGroupNorm(RewritePass):
     """Reshape(InstanceNormalization(Reshape(x, [N, G, -1]))) * scale + bias -> GroupNormalization(x, scale, bias)."""
 
@@ -72,7 +70,6 @@ def _spread(array: Any, channels: int) -> Any:
     return np.broadcast_to(array, (channels,))
 
 
-@dataclass(frozen=True)
 class FuseInstanceNorm(NodePass):
     """d / sqrt(mean(d^2) + epsilon) -> InstanceNormalization(x, 1, 0), d = x - mean(x), over all spatial axes."""
 
@@ -101,7 +98,6 @@ class FuseInstanceNorm(NodePass):
         return op.InstanceNormalization(found.x, ones, zeros, epsilon=found.epsilon)
 
 
-@dataclass(frozen=True)
 class FuseInstanceNormScale(NodePass):
     """InstanceNormalization(x, s, b) * c -> InstanceNormalization(x, s * c, b * c), for a constant c; + too."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseHardSwish(NodePass):
     """x * Clip(x + 3, 0, 6) / 6 -> HardSwish(x), or x * HardSigmoid(x) where the target lacks HardSwish.
 
@@ -91,7 +89,6 @@ def bounds(m: Match, clip: ir.Node) -> tuple[float | None, float | None]:
     return tuple(None if v is None else float(m.scalar(v)) for v in (m.input(1, clip), m.input(2, clip)))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
 class FuseHardSigmoid(NodePass):
     """Clip(a * x + b, 0, h) / h -> HardSigmoid(x, alpha=a/h, beta=b/h)."""
 
@@ -142,7 +139,6 @@ def _base(m: Match, value: ir.Value | None) -> ir.Value:
     return value
 
 
-@dataclass(frozen=True)
 class FuseSigmoidMul(RewritePass):
     """x * HardSigmoid(x, alpha=1/6, beta=0.5) -> HardSwish(x)."""
 

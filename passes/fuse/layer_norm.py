@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _ROOTS = ("Sqrt", "Pow", "Reciprocal")
 
 
-@dataclass(frozen=True)
 class _Norm(NodePass):
     """Tries the whole first: normalised * scale + bias, then without bias, then bare."""
 

@@ -5,7 +5,6 @@ Operands of other ranks are left as they are: Gemm takes matrices only, and C mu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseMatMulAdd(RewritePass):
     """MatMul(a, b) + c -> Gemm(a, b, c), for matrices a and b, and c that broadcasts to the product."""
 
@@ -43,7 +41,6 @@ class FuseMatMulAdd(RewritePass):
         return op.Gemm(a, b, c)
 
 
-@dataclass(frozen=True)
 class FuseGemmAdd(RewritePass):
     """Gemm(a, b) + c -> Gemm(a, b, c), for a Gemm without bias and c that broadcasts to the product."""
 
@@ -65,7 +62,6 @@ class FuseGemmAdd(RewritePass):
         return op.clone(gemm, [a, b, c], beta=1.0)
 
 
-@dataclass(frozen=True)
 class FuseGemmTranspose(RewritePass):
     """Gemm(Transpose(a), b, c) -> Gemm(a, b, c) with transA turned over; the same for b, and for MatMul of matrices."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FoldMatMulChain(RewritePass):
     """MatMul(MatMul(x, v) + b, w) -> MatMul(x, v @ w) + b @ w, for constants, when v @ w is not larger."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "HardSigmoid", "Softplus"})
 
 
-@dataclass(frozen=True)
 class FusePadConv(RewritePass):
     """Conv(Pad(x, p), w, b) -> Conv(x, w, b) with pads + p, for constant zero padding of spatial axes."""
 
@@ -55,7 +53,6 @@ class FusePadConv(RewritePass):
         return op.clone(m["conv"], [x, w, b], pads=total, auto_pad=None)
 
 
-@dataclass(frozen=True)
 class FusePadPool(RewritePass):
     """AveragePool(Pad(x, p)) -> AveragePool(x) with pads p; MaxPool too where the padding never wins."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseReduceL2(RewritePass):
     """Sqrt(ReduceSum(x * x)) -> ReduceL2(x)."""
 
@@ -34,7 +32,6 @@ class FuseReduceL2(RewritePass):
         return _reduce(op, m, "ReduceL2", x, m["sum"])
 
 
-@dataclass(frozen=True)
 class FuseReduceSumSquare(RewritePass):
     """ReduceSum(x * x) -> ReduceSumSquare(x)."""
 
@@ -66,7 +63,6 @@ def _reduce(op: Builder, m: Match, kind: str, x: ir.Value, old: ir.Node) -> ir.V
     return op.node(kind, x, axes=axes, keepdims=keepdims)
 
 
-@dataclass(frozen=True)
 class FuseSoftmax(RewritePass):
     """e / ReduceSum(e) -> Softmax(x), e = Exp(x - ReduceMax(x)), along one axis."""
 
@@ -86,7 +82,6 @@ class FuseSoftmax(RewritePass):
         return op.Softmax(x, axis=axis)
 
 
-@dataclass(frozen=True)
 class FuseLogSoftmax(RewritePass):
     """d - Log(ReduceSum(Exp(d))) -> LogSoftmax(x), d = x - ReduceMax(x), also Log(Softmax(x)), along one axis."""
 
@@ -118,7 +113,6 @@ def _one_axis(m: Match, x: ir.Value) -> int:
     return found[0] - m.rank(x)
 
 
-@dataclass(frozen=True)
 class FuseGlobalPool(NodePass):
     """ReduceMean(x, all spatial axes) -> GlobalAveragePool(x), keeping dims; also AveragePool over the whole."""
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _AFFINE = frozenset({"Mul", "Div", "Add", "Sub", "BatchNormalization"})
 
 
-@dataclass(frozen=True)
 class _Before(NodePass):
     stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class FuseScaleShiftConv(NodePass):
     """Conv(x * s + t, w, b) -> Conv(x + t / s, w * s, b), for constants s and t per input channel.
 

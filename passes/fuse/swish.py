@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from graphopt.manager.pattern import PatternBuilder
 
 
-@dataclass(frozen=True)
 class FuseSwish(NodePass):
     """x * Sigmoid(alpha * x) -> Swish(x, alpha), from opset 24."""
 
@@ -45,7 +43,6 @@ def _read_gate(region: Region, gate: ir.Value, x: ir.Value) -> tuple[float, floa
     return 1.0, line[1]
 
 
-@dataclass(frozen=True)
 class FuseMish(RewritePass):
     """x * Tanh(Softplus(x)) -> Mish(x)."""
 
@@ -63,7 +60,6 @@ class FuseMish(RewritePass):
         return op.Mish(x)
 
 
-@dataclass(frozen=True)
 class FuseSoftplus(RewritePass):
     """Log(Exp(x) + 1) -> Softplus(x), also Relu(x) + Log(Exp(-Abs(x)) + 1).
 
@@ -90,7 +86,6 @@ class FuseSoftplus(RewritePass):
         return op.Softplus(x)
 
 
-@dataclass(frozen=True)
 class FuseLeakyRelu(NodePass):
     """Max(x, a * x) -> LeakyRelu(x, a) for 0 <= a <= 1; Where(x > 0, x, a * x) -> LeakyRelu(x, a) for any a."""
 
@@ -135,7 +130,6 @@ class FuseLeakyRelu(NodePass):
         return part
 
 
-@dataclass(frozen=True)
 class FusePRelu(RewritePass):
     """Relu(x) - slope * Relu(-x) -> PRelu(x, slope), also Where(x > 0, x, slope * x)."""
 

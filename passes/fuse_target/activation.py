@@ -6,7 +6,6 @@ slower for a residual operand written by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -23,7 +22,6 @@ MS = "com.microsoft"
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "HardSigmoid")
 
 
-@dataclass(frozen=True)
 class FuseConvActivation(RewritePass):
     """act(Conv(x, w, b)) -> FusedConv(x, w, b, activation), for the usual rectifiers, Clip, Sigmoid and Tanh."""
 
@@ -53,7 +51,6 @@ class FuseConvActivation(RewritePass):
         return op.node("FusedConv", x, w, b, _domain=MS, activation=name, activation_params=parameters or None, **kept)
 
 
-@dataclass(frozen=True)
 class FuseGemmActivation(RewritePass):
     """act(Gemm(a, b, c)) -> FusedGemm(a, b, c, activation), for Relu, LeakyRelu, Sigmoid, HardSigmoid and Tanh."""
 

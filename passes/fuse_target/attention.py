@@ -6,7 +6,6 @@ linear layers in _projections.py; _emit_attention.py makes the nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Tolerance
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 _MERGING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 
 
-@dataclass(frozen=True)
 class FuseAttention(NodePass):
     """merge_heads(softmax(q k^T * scale + mask) v) -> Attention, MultiHeadAttention or GroupQueryAttention.
 

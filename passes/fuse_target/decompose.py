@@ -6,7 +6,6 @@ Lives here: the pass and the ops without attention in them; those are in _decomp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     Rule = Callable[[Builder, Match, ir.Node], Replacement]
 
 
-@dataclass(frozen=True)
 class DecomposeContribOps(NodePass):
     """A com.microsoft op that this package emits -> the standard ops it stands for."""
 

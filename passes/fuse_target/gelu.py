@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.constants import const_scalar
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 MS = "com.microsoft"
 
 
-@dataclass(frozen=True)
 class FuseBiasGelu(RewritePass):
     """Gelu(x + b) -> BiasGelu(x, b); with tanh, FastGelu(x, b).
 
@@ -47,7 +45,6 @@ class FuseBiasGelu(RewritePass):
         return op.node(name, x, b, _domain=MS)
 
 
-@dataclass(frozen=True)
 class FuseQuickGelu(RewritePass):
     """x * Sigmoid(alpha * x) -> QuickGelu(x, alpha); alpha is 1 for SiLU.
 

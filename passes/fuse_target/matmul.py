@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.constants import const_scalar
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 MS = "com.microsoft"
 
 
-@dataclass(frozen=True)
 class FuseMatMul(NodePass):
     """alpha * (transpose(a) @ transpose(b)) -> FusedMatMul(a, b, alpha, transA, transB).
 

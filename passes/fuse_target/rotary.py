@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 MS = "com.microsoft"
 
 
-@dataclass(frozen=True)
 class FuseRotaryEmbedding(NodePass):
     """x * cos + concat(-x[half:], x[:half]) * sin -> RotaryEmbedding(x, positions, cos half, sin half).
 

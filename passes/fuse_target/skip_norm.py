@@ -21,7 +21,6 @@ MS = "com.microsoft"
 _NAMES = {True: "SkipLayerNormalization", False: "SkipSimplifiedLayerNormalization"}
 
 
-@dataclass(frozen=True)
 class _FuseSkipNorm(NodePass):
     """What the two kinds share. A sum with other users is replaced first, at its own place; then the norm itself."""
 
@@ -76,7 +75,6 @@ class FuseSkipRMSNorm(_FuseSkipNorm):
     centred: ClassVar[bool] = False
 
 
-@dataclass(frozen=True)
 class KeepResidualSum(NodePass):
     """LayerNormalization(Add(x, skip)) -> LayerNormalization(Sum(x, skip)), the same numbers.
 

@@ -38,7 +38,6 @@ _ONE = 1 << 48
 """Cost of one Transpose; the elements that it moves decide between equal numbers of them."""
 
 
-@dataclass(frozen=True)
 class SinkTransposes(Pass):
     """f(Transpose(x)) -> Transpose(f(x)) for elementwise ops, Concat, Split, Slice, Pad, maxima, where it pays.
 

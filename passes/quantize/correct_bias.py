@@ -5,7 +5,6 @@ Works on what quantize-static made, in the same pipeline: the float weights are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class CorrectBias(Pass):
     """b -> b + (W - W_q) E[x]: per output channel, the mean that rounding the weights took away is given back.
 

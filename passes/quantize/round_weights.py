@@ -5,7 +5,6 @@ Works on what quantize-static made, in the same pipeline. Not here: the algorith
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -30,7 +29,6 @@ _WORTH = 0.98
 """Codes are exchanged where that leaves less than this part of the error on held-out samples."""
 
 
-@dataclass(frozen=True)
 class RoundWeights(Pass):
     """codes -> the codes Q with the least sum over samples of |W x - Q x|^2, for the scales that are there.
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class _Smoothing(Pass):
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None

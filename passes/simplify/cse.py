@@ -6,7 +6,6 @@ One walk in program order per graph; an inner graph sees what outer graphs have 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import nbytes
@@ -26,7 +25,6 @@ _ATTRIBUTE_BYTES = 4096
 _META = "graphopt.passes.cse"
 
 
-@dataclass(frozen=True)
 class CSE(Pass):
     """f(x), f(x) -> one f(x); equal initializers -> one. Bit patterns decide: -0.0 is not 0.0, NaNs are as their bits.
 

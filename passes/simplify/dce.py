@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir import sites
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class DCE(Pass):
     """Erase nodes whose outputs nobody uses, and unused initializers."""
 

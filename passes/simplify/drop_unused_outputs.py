@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir import optable
@@ -18,7 +17,6 @@ _DOMAINS = frozenset({"", "ai.onnx.ml"})
 _KEPT = frozenset({"MaxPool", "Loop", "Scan"})
 
 
-@dataclass(frozen=True)
 class DropUnusedOutputs(Pass):
     """y, unused = f(x) -> y = f(x) where the output is optional; Split with one used part -> Slice."""
 

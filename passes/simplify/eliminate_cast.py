@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -29,7 +28,6 @@ _WIDER: dict[str, tuple[str, ...]] = {
 _FLOATS = ("FLOAT16", "BFLOAT16", "FLOAT", "DOUBLE")
 
 
-@dataclass(frozen=True)
 class EliminateCast(NodePass):
     """Cast(x, its own type) -> x; Cast(Cast(x, wider), t) -> Cast(x, t), for a wider type that holds every x."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -19,7 +18,6 @@ _IDEMPOTENT = frozenset({"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"})
 _INVOLUTION = frozenset({"Neg", "Not", "BitwiseNot"})
 
 
-@dataclass(frozen=True)
 class EliminateIdempotent(NodePass):
     """Floor(Floor(x)) -> Floor(x), Neg(Neg(x)) -> x: the second op has nothing to do, or undoes the first."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import const_tensor
@@ -31,7 +30,6 @@ _ENDS = {"Max": -math.inf, "Min": math.inf}
 _ONE_INPUT = ("Sum", "Mean", "Max", "Min")
 
 
-@dataclass(frozen=True)
 class EliminateNopArithmetic(NodePass):
     """x + 0 -> x, and so for x - 0, x * 1, x / 1, x ** 1, x and true, x or false, max(x, -inf), and a Sum of one.
 

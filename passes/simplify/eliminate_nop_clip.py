@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class EliminateNopClip(NodePass):
     """Clip(x, low, high) -> x, and so for Relu, Abs, Max and Min with a constant, where x provably lies in the bounds.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class EliminateNopConcat(NodePass):
     """Concat(x) -> x; Split(x) into one part -> x; Concat(x, empty, y) -> Concat(x, y)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax", "ReduceMin")
 
 
-@dataclass(frozen=True)
 class EliminateNopReduce(NodePass):
     """ReduceMean(x, axes of size 1) -> x or Squeeze(x), and so for sums, products, extremes and 1x1 average pooling."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class EliminateNopReshape(NodePass):
     """Reshape(x) -> x, and so for Flatten, Squeeze, Unsqueeze, Expand and Tile, where the shape stays the same."""
 

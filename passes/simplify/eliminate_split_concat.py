@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class EliminateSplitConcat(NodePass):
     """Concat(Split(x)) -> x; Split(Concat(a, b)) -> a, b; Slice of the one part a of Concat(a, b) -> a."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import const_array
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class EliminateWhere(NodePass):
     """Where(all true, x, y) -> x, Where(all false, x, y) -> y, Where(c, x, x) -> x, where the shape stays."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import const_scalar
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class InlineIf(Pass):
     """If(true, then, else) -> then, If(false, then, else) -> else."""
 

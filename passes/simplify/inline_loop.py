@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
 
 
-@dataclass(frozen=True)
 class InlineLoop(Pass):
     """Loop(0, ...) -> its initial values, Loop(1, ...) -> its body once."""
 

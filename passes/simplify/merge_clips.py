@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class MergeClips(NodePass):
     """Clip(Clip(x, a, b), c, d) -> Clip(x, clip(a), clip(b)); a Relu counts as Clip(x, 0)."""
 

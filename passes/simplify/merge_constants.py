@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 _PAIRS = {"Add": ("Add", "Sub"), "Sub": ("Add", "Sub"), "Mul": ("Mul", "Div"), "Div": ("Mul", "Div")}
 
 
-@dataclass(frozen=True)
 class MergeConstants(NodePass):
     """(x * a) * b -> x * (a * b) and (x + a) + b -> x + (a + b), for constants; also with / and - of a constant."""
 

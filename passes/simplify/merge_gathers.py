@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class MergeGathers(NodePass):
     """Gather(Gather(x, i, axis=a), j, axis=b) -> Gather(x, i[j], axis=a), for constants i, j and b an axis of i."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class MergeIndexSqueeze(NodePass):
     """Squeeze(Slice(x, i, i+1)) -> Gather(x, i), Squeeze(Gather(x, [i])) -> Gather(x, i), and back with Unsqueeze."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -19,7 +18,6 @@ _REDUCTIONS = (
 )
 
 
-@dataclass(frozen=True)
 class MergeReduceSqueeze(NodePass):
     """Squeeze(ReduceSum(x, axes), axes) -> ReduceSum(x, axes, keepdims=0), and Unsqueeze with keepdims=1."""
 

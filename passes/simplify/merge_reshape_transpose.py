@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.analysis import dims
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _SHAPERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-@dataclass(frozen=True)
 class MergeReshapeTranspose(NodePass):
     """Reshape(Transpose(Reshape(x))) -> Transpose(x), or -> Reshape(Transpose(x)): joined dims move as one block."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 _SHAPERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-@dataclass(frozen=True)
 class MergeReshapes(NodePass):
     """Reshape(Reshape(x, s), t) -> Reshape(x, t), and so for chains with Flatten, Squeeze, Unsqueeze; or x."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -18,7 +17,6 @@ Cut = tuple[int, int, int]
 """start, end, step of one axis."""
 
 
-@dataclass(frozen=True)
 class MergeSlices(NodePass):
     """Slice(Slice(x, a), b) -> Slice(x, a and b), for constant bounds."""
 

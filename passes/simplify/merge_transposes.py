@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class MergeTransposes(NodePass):
     """Transpose(Transpose(x, p), q) -> Transpose(x, p[q]), or x when that moves nothing."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.worklist import NodePass, Uninteresting
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class RewriteTransposeAsReshape(NodePass):
     """Transpose(x) -> Reshape(x), where the axes with more than one element keep their order: no data moves."""
 

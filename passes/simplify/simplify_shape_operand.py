@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from graphopt.manager.match import Match
 
 
-@dataclass(frozen=True)
 class SimplifyShapeOperand(NodePass):
     """Reshape(x, computed) -> Reshape(x, [0, 12, -1]), Expand(x, computed) -> Expand(x, [1, 12]): by copying dims."""
 

@@ -7,7 +7,6 @@ fold-constants.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.analysis import dims as arithmetic
@@ -23,7 +22,6 @@ _CHAIN = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Shape", 
 _MAX_STEPS = 32
 
 
-@dataclass(frozen=True)
 class SimplifyShapeOps(Pass):
     """Concat(Unsqueeze(Gather(Shape(x), 0)), ...) -> Shape<0, 2>(x); sizes computed twice -> once.
 

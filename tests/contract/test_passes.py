@@ -106,6 +106,11 @@ def _apply(item: Pass, ctx: Context) -> int:
 
 
 @every_pass
+def test_options_are_declared(name: str) -> None:
+    assert not registry.options_not_declared(PASSES[name])
+
+
+@every_pass
 def test_survives_awkward_graphs(
     name: str, graph: Any, run_model: Any, evaluate: Any, difference: Any, tmp_path: Path
 ) -> None:

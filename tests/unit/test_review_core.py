@@ -245,3 +245,10 @@ def test_a_loaded_pass_cannot_take_the_name_of_a_built_in_one(tmp_path: Path) ->
     with pytest.raises(GraphoptError, match="pass 'dce' is built in"):
         registry.load_file(tmp_path / "rule.py")
     assert registry.get("dce").__module__.startswith("graphopt.passes.")
+
+
+def test_options_without_a_dataclass_are_an_error(tmp_path: Path) -> None:
+    text = _PLUGIN.format(imports="", name="load-c", kind="str").replace("@dataclass(frozen=True)\n", "")
+    (tmp_path / "rule.py").write_text(text)
+    with pytest.raises(GraphoptError, match=r"'load-c' has the options mode: @dataclass\(frozen=True\) is missing"):
+        registry.load_file(tmp_path / "rule.py")
