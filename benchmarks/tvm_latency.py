@@ -1,0 +1,159 @@
+"""End to end: models compiled by TVM with our schedules, untuned, against ONNX Runtime.
+
+    python -m benchmarks.tvm_latency [--models NAME ...] [--seconds S] [--threads N ...]
+
+The input of both is what `graphopt opt` makes of the model. Each runtime has a process of its own; they take turns.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.figure import Figure, Table, arguments, choose_models, pick, say
+from benchmarks.tvm_worker import Worker, race
+from graphopt import models
+
+MODELS = (
+    "resnet18-export",
+    "resnet50-export",
+    "mobilenet-v2-export",
+    "light-squeezenet",
+    "densenet121-export",
+    "minilm-l6-export-static",
+    "vit-b16-export",
+)
+MEAN_BAR = 1.3
+MOST = 2.0
+COMPILE_BAR = 60.0
+SECONDS = 6.0
+# Largest difference from the unoptimized reference, as a share of the reference's largest value.
+TOLERANCE = 1e-4
+
+
+def optimize(model: Path, output: Path) -> peers.Attempt:
+    """`graphopt opt` without a target: standard operators only."""
+    command = [sys.executable, "-P", "-m", "graphopt", "opt", str(model), "-o", str(output)]
+    return peers.run([*command, "--quiet", "--numerics", "off"], output)
+
+
+def compile_library(model: Path, machine: Any, library: Path) -> float:
+    """Import, schedule and build a model; the seconds that it took."""
+    import onnx
+    import tvm
+    from tvm.relax.frontend.onnx import from_onnx
+
+    from graphopt.targets.tvm.cpu import optimize
+
+    start = time.perf_counter()
+    module = from_onnx(onnx.load(model), keep_params_in_input=False)
+    tvm.compile(optimize(module, machine), machine.target()).export_library(str(library))
+    return time.perf_counter() - start
+
+
+def reference(model: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of ONNX Runtime with its optimizations off."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def outputs(library: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of the compiled library."""
+    import tvm
+
+    machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    result = machine["main"](*(tvm.runtime.tensor(value) for value in feeds.values()))
+    return [result.numpy()] if hasattr(result, "numpy") else [value.numpy() for value in result]
+
+
+def make_feeds(model: Path, file: Path) -> dict[str, np.ndarray]:
+    """Legal feeds in the order of the model's inputs, saved for the workers."""
+    from graphopt import feeds
+    from graphopt.frontends.capture import capture
+
+    made = {name: np.asarray(value) for name, value in feeds.make_feeds(capture(str(model), {})[0]).items()}
+    np.savez(file, **made)  # type: ignore[arg-type]
+    return made
+
+
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Largest difference over the largest value, of the worst output."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+
+
+def main() -> int:
+    from graphopt.targets.tvm.machine import host
+
+    parser = arguments(__doc__)
+    choose_models(parser)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring per model (default %(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    chosen = pick(MODELS, options.models)
+    folder = options.folder / "tvm_latency"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure(
+        "tvm-latency",
+        "Latency on TVM, untuned",
+        "Batch 1, float32, the output of `graphopt opt` in both. The difference is from ONNX Runtime with "
+        "optimizations off, as a share of the largest value.",
+        (
+            f"geometric mean of the ratios at most {MEAN_BAR:g}, none above {MOST:g}, for each number of threads",
+            f"difference at most {TOLERANCE:g}",
+            f"compile time at most {COMPILE_BAR:g} s",
+        ),
+    )
+    for threads in options.threads:
+        machine = host(threads)
+        assert machine is not None
+        columns = ("model", "ONNX Runtime ms", "ours ms", "ratio", "difference", "compile s")
+        table = Table(columns, f"{threads} thread{'s' * (threads > 1)}")
+        ratios = []
+        for name in chosen:
+            say(f"{name}, {threads} threads ...")
+            model, library = folder / f"{name}.onnx", folder / f"{name}_{threads}.so"
+            if not model.exists():
+                attempt = optimize(models.fetch(name), model)
+                if not figure.require(not attempt.error, f"{name}: {attempt.error}"):
+                    continue
+            feeds_file = folder / f"{name}.npz"
+            feeds = make_feeds(model, feeds_file)
+            seconds = compile_library(model, machine, library)
+            off = difference(outputs(library, feeds), reference(model, feeds))
+            with ExitStack() as stack:
+                workers = {
+                    "ours": Worker("vm", threads, library, feeds_file),
+                    "theirs": Worker("ort", threads, model, feeds_file),
+                }
+                for worker in workers.values():
+                    stack.callback(worker.close)
+                blocks = race(workers, options.seconds)
+            ratio = float(np.median(np.array(blocks["ours"]) / np.array(blocks["theirs"])))
+            ratios.append(ratio)
+            times = [f"{1e3 * float(np.median(blocks[key])):.3f}" for key in ("theirs", "ours")]
+            table.add(name, *times, f"{ratio:.3f}", f"{off:.1e}", f"{seconds:.1f}")
+            say(" ".join(table.rows[-1]))
+            figure.require(ratio <= MOST, f"{name}, {threads} threads: ratio {ratio:.2f}")
+            figure.require(off <= TOLERANCE, f"{name}: difference {off:.1e}")
+            figure.require(seconds <= COMPILE_BAR, f"{name}: compiled in {seconds:.0f} s")
+        if ratios and len(ratios) == len(MODELS):
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            figure.require(mean <= MEAN_BAR, f"{threads} threads: geometric mean {mean:.2f}")
+            table.add("geometric mean", "", "", f"{mean:.3f}", "", "")
+        figure.tables.append(table)
+    return figure.finish(write=not (options.no_write or options.models or options.seconds < SECONDS))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

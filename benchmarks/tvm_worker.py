@@ -1,0 +1,145 @@
+"""One runtime in a process of its own, timed in blocks on request; what tvm_layers and tvm_latency are made with.
+
+    python -m benchmarks.tvm_worker kernel|vm|ort|ort-kernel THREADS FILE FEEDS.npz
+
+Each line on stdin is a number of runs; the answer is a JSON list of their seconds. `kernel` calls the function `main`
+of a library with all arrays, `vm` a Relax virtual machine, `ort` a session; `ort-kernel` answers the time that ONNX
+Runtime's profile gives for the one Conv, Gemm or MatMul of a model, without the layout changes around it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+Run = Callable[[], object]
+
+
+class Worker:
+    """A child process that times one runtime."""
+
+    def __init__(self, kind: str, threads: int, file: Path, feeds: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.tvm_worker", kind, str(threads), str(file), str(feeds)]
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def time(self, runs: int) -> list[float]:
+        """Seconds of each of so many runs.
+
+        Raises:
+            RuntimeError: the process ended.
+        """
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.write(f"{runs}\n")
+        self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"worker ended: {' '.join(map(str, self._child.args))}")  # type: ignore[arg-type]
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait()
+
+
+def race(workers: Mapping[str, Worker], seconds: float, block_seconds: float = 0.05) -> dict[str, list[float]]:
+    """Medians of blocks of runs that take turns, by worker."""
+    first = {name: min(worker.time(5)) for name, worker in workers.items()}
+    blocks: dict[str, list[float]] = {name: [] for name in workers}
+    rounds = max(5, int(seconds / len(workers) / block_seconds))
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            runs = max(3, int(block_seconds / first[name])) + 1
+            blocks[name].append(float(np.median(worker.time(runs)[1:])))
+    return blocks
+
+
+def _kernel(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
+    import tvm
+
+    function = tvm.runtime.load_module(str(file))["main"]
+    arrays = [tvm.runtime.tensor(value) for value in feeds.values()]
+    return lambda: function(*arrays)
+
+
+def _vm(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
+    import tvm
+
+    machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(file)), tvm.cpu())
+    arrays = [tvm.runtime.tensor(value) for value in feeds.values()]
+    machine.set_input("main", *arrays)
+    return lambda: machine.invoke_stateful("main")
+
+
+def _session(file: Path, threads: int, profile: Path | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def _ort(file: Path, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
+    session = _session(file, threads, None)
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_cpu_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _profiled(file: Path, threads: int, feeds: Mapping[str, np.ndarray], runs: int) -> list[float]:
+    session = _session(file, threads, file.with_suffix(""))
+    for _ in range(runs):
+        session.run(None, dict(feeds))
+    path = Path(session.end_profiling())
+    events = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return [
+        event["dur"] * 1e-6
+        for event in events
+        if event.get("cat") == "Node"
+        and event.get("args", {}).get("op_name") in KERNELS
+        and "kernel_time" in event["name"]
+    ]
+
+
+def main() -> None:
+    kind, threads, file, feeds_file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    with np.load(feeds_file) as stored:
+        feeds = {name: stored[name] for name in stored.files}
+    run: Run | None = None
+    if kind != "ort-kernel":
+        run = {"kernel": _kernel, "vm": _vm}[kind](file, feeds) if kind != "ort" else _ort(file, threads, feeds)
+    for line in sys.stdin:
+        runs = int(line)
+        if run is None:
+            print(json.dumps(_profiled(file, threads, feeds, runs)), flush=True)
+            continue
+        seconds = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps(seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""A schedule library for CPUs: TVM code that is fast without tuning.
+
+    module = optimize(module, machine)      # an imported, unscheduled Relax module; a Machine
+    tvm.compile(module, machine.target())   # memory planning and code generation as usual
+
+pipeline.py     the order of the passes
+canonical.py    moves of constants, clips
+lower.py        operators to anchors, weights packed
+fused.py        a fused function taken apart: anchor and epilogue
+dispatch.py     which rule takes which function
+tiling.py       the analytic model of register tiles and tasks
+contraction.py  the register-tiled loop nest that convolutions and products share
+loops.py        the vocabulary for building TIR
+rules/          one file per family of operators
+
+Importing this package imports no TVM; `optimize` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tvm
+
+    from graphopt.targets.tvm.machine import Machine
+
+
+def optimize(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+    """Schedule a Relax module for a CPU.
+
+    Args:
+        module: operators such as R.nn.conv2d and R.matmul in `main`, weights as constants, as importers leave it.
+        machine: the CPU.
+
+    Returns:
+        A module whose TIR functions are scheduled and whose weights are packed, for static memory planning and the
+        virtual machine's code generation.
+    """
+    from graphopt.targets.tvm.cpu.pipeline import run
+
+    return run(module, machine)

@@ -1,0 +1,224 @@
+"""The blocks of a TIR function as data: axes, what is stored, how a reduction starts and combines.
+
+Not here: the loop nests that rules make of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import s_tir, sym, tirx
+from tvm_ffi import structural_map
+
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, shape_of
+
+_COMBINES = {tirx.Add: lambda a, b: a + b, tirx.Mul: lambda a, b: a * b, tirx.Max: tirx.max, tirx.Min: tirx.min}
+_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
+
+
+class NotRegular(Exception):
+    """A function is not a sequence of blocks of one store each over static axes."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        spatial, reduced: (variable, extent) per axis.
+        out: the buffer written, at `indices` in terms of the spatial axes.
+        value: what is stored; for a reduction, in terms of a load of `out`.
+        init: where a reduction starts; None otherwise.
+    """
+
+    spatial: tuple[tuple[Any, int], ...]
+    reduced: tuple[tuple[Any, int], ...]
+    out: Buffer
+    indices: tuple[Any, ...]
+    value: Expr
+    init: Expr | None
+
+    def work(self) -> int:
+        """Elements visited."""
+        return math.prod(extent for _, extent in (*self.spatial, *self.reduced))
+
+    def reduces_last(self) -> bool:
+        """Whether a reduction runs along the last axis of what it reads, so that vectors run along it too."""
+        if not self.reduced or self._combiner() is None:
+            return False
+        last = self.reduced[-1][0]
+        reads = [node for node in loads(self.value) if not node.source.same_as(self.out) and len(node.indices)]
+        contiguous = [node for node in reads if _uses(node.indices[-1], last)]
+        return bool(contiguous)
+
+    def keeps_axis(self, axis: int, inner: Sequence[Buffer]) -> bool:
+        """Whether the block writes, and reads of the buffers `inner`, only at its own index along an axis."""
+        var = self.spatial[axis][0]
+        if len(self.indices) <= axis or not self.indices[axis].same_as(var):
+            return False
+        for node in loads(self.value):
+            if any(node.source.same_as(buffer) for buffer in inner):
+                if len(node.indices) <= axis:
+                    return False
+                if not node.indices[axis].same_as(var) and shape_of(node.source)[axis] != 1:
+                    return False
+                if shape_of(node.source)[axis] == 1 and self.spatial[axis][1] != 1:
+                    return False
+        return True
+
+    def breaks(self) -> list[int]:
+        """Places on the last spatial axis where a comparison of it with a constant changes."""
+        var, extent = self.spatial[-1]
+        found: set[int] = set()
+
+        def compare(node: Any) -> Any:
+            for left, right, plus in ((node.a, node.b, 0), (node.b, node.a, 1)):
+                if left.same_as(var) and isinstance(right, tirx.IntImm):
+                    strict = isinstance(node, tirx.LT | tirx.GE) == (plus == 0)
+                    found.add(int(right) + (0 if strict else 1))
+            return node
+
+        structural_map(self.value, [(kind, compare) for kind in _COMPARISONS])
+        return sorted(at for at in found if 0 < at < extent)
+
+    def within(self, segment: tuple[int, int]) -> Expr:
+        """The value, conditions decided for indices of the last spatial axis in [low, high)."""
+        if not self.breaks():
+            return self.value
+        analyzer = sym.Analyzer()
+        var, _ = self.spatial[-1]
+        analyzer.bind(var, tvm.ir.Range(segment[0], segment[1]))
+        return analyzer.simplify(self.value)
+
+    def evaluate(
+        self, value: Expr, at: Sequence[Expr], r: Sequence[Expr], acc: Expr | None, place: Callable[[Any], Any]
+    ) -> Expr:
+        """The value at spatial indices `at` and reduction indices `r`, loads of `out` being `acc`."""
+        mapping = {var: as_index(index, var) for (var, _), index in zip(self.spatial, at, strict=True)}
+        if r:
+            mapping |= {var: as_index(index, var) for (var, _), index in zip(self.reduced, r, strict=True)}
+
+        def load(node: Any) -> Any:
+            return acc if acc is not None and node.source.same_as(self.out) else place(node)
+
+        return structural_map(value, [(tvm.ir.Var, lambda var: mapping.get(var, var)), (tvm.ir.TensorLoad, load)])
+
+    def place(self, at: Sequence[Expr]) -> list[Expr]:
+        """The indices written for spatial indices `at`."""
+        mapping = {var: as_index(index, var) for (var, _), index in zip(self.spatial, at, strict=True)}
+        return [structural_map(index, [(tvm.ir.Var, lambda var: mapping.get(var, var))]) for index in self.indices]
+
+    def combine(self, left: Expr, right: Expr) -> Expr:
+        """Two partial results of a reduction as one."""
+        combiner = self._combiner()
+        assert combiner is not None
+        return combiner(left, right)
+
+    def _combiner(self) -> Callable[[Expr, Expr], Expr] | None:
+        """The operator of `out = out op x`."""
+        if type(self.value) not in _COMBINES:
+            return None
+        sides = (self.value.a, self.value.b)
+        is_out = [isinstance(side, tvm.ir.TensorLoad) and side.source.same_as(self.out) for side in sides]
+        return _COMBINES[type(self.value)] if any(is_out) else None
+
+
+def loads(value: Expr) -> list[Any]:
+    """All loads of an expression."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    structural_map(value, [(tvm.ir.TensorLoad, keep)])
+    return found
+
+
+def inline(function: Any) -> Any:
+    """The function with elementwise blocks inlined where that repeats no costly work."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        raise NotRegular("no blocks")
+    schedule = s_tir.Schedule(function)
+    root = schedule.get_sblock("root")
+    for block in schedule.get_child_blocks(root):
+        node = schedule.get(block)
+        if node.init is not None or not isinstance(node.body, tirx.BufferStore):
+            continue
+        if any(node.writes[0].source.same_as(param) for param in function.params):
+            continue
+        users = [schedule.get(user) for user in schedule.get_consumers(block)]
+        if _is_cheap(node.body.value) or (len(users) == 1 and _elements(users[0]) <= _elements(node)):
+            schedule.compute_inline(block)
+    return schedule.mod["main"]
+
+
+def read_blocks(function: Any) -> list[Block]:
+    """The blocks of a function in order.
+
+    Raises:
+        NotRegular: something else is in it.
+    """
+    root = function.body.block
+    body = root.body
+    statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+    return [_read(statement) for statement in statements]
+
+
+def _read(statement: Any) -> Block:
+    while isinstance(statement, tirx.For):
+        if statement.kind != tirx.ForKind.SERIAL:
+            raise NotRegular("a loop is scheduled already")
+        statement = statement.body
+    if not isinstance(statement, s_tir.SBlockRealize) or not isinstance(statement.block.body, tirx.BufferStore):
+        raise NotRegular("a block is more than one store")
+    node = statement.block
+    if not (isinstance(statement.predicate, tirx.IntImm) and int(statement.predicate)):
+        raise NotRegular("a block has a predicate")
+    spatial: list[tuple[Any, int]] = []
+    reduced: list[tuple[Any, int]] = []
+    for axis in node.iter_vars:
+        if not isinstance(axis.dom.extent, tirx.IntImm) or axis.iter_type not in (0, 2):
+            raise NotRegular("a dynamic or opaque axis")
+        (reduced if axis.iter_type == 2 else spatial).append((axis.var, int(axis.dom.extent)))
+    if not spatial or any(not isinstance(dim, tirx.IntImm) for dim in node.body.buffer.ty.shape):
+        raise NotRegular("a scalar or dynamic result")
+    init = None
+    if reduced:
+        if not isinstance(node.init, tirx.BufferStore):
+            raise NotRegular("a reduction without a start")
+        init = node.init.value
+    return Block(tuple(spatial), tuple(reduced), node.body.buffer, tuple(node.body.indices), node.body.value, init)
+
+
+def _is_cheap(value: Expr) -> bool:
+    cheap = True
+
+    def costly(node: Any) -> Any:
+        nonlocal cheap
+        if isinstance(node, tirx.Div) or getattr(node.op, "name", "") not in ("tirx.if_then_else", "tirx.likely"):
+            cheap = False
+        return node
+
+    structural_map(value, [(tvm.ir.Call, costly), (tirx.Div, costly)])
+    return cheap
+
+
+def _elements(node: Any) -> int:
+    return math.prod(int(axis.dom.extent) for axis in node.iter_vars if isinstance(axis.dom.extent, tirx.IntImm))
+
+
+def _uses(expression: Expr, var: Any) -> bool:
+    found = False
+
+    def check(node: Any) -> Any:
+        nonlocal found
+        found = found or node.same_as(var)
+        return node
+
+    structural_map(expression, [(tvm.ir.Var, check)])
+    return found

@@ -1,0 +1,343 @@
+"""The register-tiled contraction: one loop nest for convolutions, matrix products and batched matrix products.
+
+    parallel task in batch x row blocks x channel chunks:
+        copy the block's input rows into padded scratch, if `staged`
+        for channel block in chunk:
+            for row tile in block, for column tile:
+                accumulators = 0                                    rows x cols x vectors registers
+                for kernel row, kernel column, input channel:
+                    accumulators += broadcast(input) * packed weights
+                out = epilogue(accumulators)
+
+Inputs are channels-last. Not here: tile sizes (tiling.py) and what each operator passes in (rules/).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from graphopt.targets.tvm.cpu.loops import (
+    Buffer,
+    Expr,
+    Stmt,
+    allocate,
+    between,
+    block,
+    both,
+    fma,
+    load,
+    loop,
+    number,
+    parallel,
+    register,
+    scratch,
+    splat,
+    store,
+    vectorized,
+    when,
+)
+from graphopt.targets.tvm.cpu.tiling import Division, Tile
+
+# Input channels up to which the loop over them is unrolled.
+_UNROLL = 4
+# Elements added to a staged pixel whose size is a power of two, so that neighbours fall on different cache sets.
+_SKEW = 16
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Extents of a contraction; a matrix product has kernel 1x1, `rows` = M, `cols` = 1, `inputs` = K, `channels` = N.
+
+    Attributes:
+        channels, inputs: output and input channels of one group.
+        height, width: input rows and columns.
+        kernel, strides, dilations: each (vertical, horizontal).
+        before: padding above and to the left.
+    """
+
+    batch: int
+    groups: int
+    rows: int
+    cols: int
+    channels: int
+    inputs: int
+    height: int
+    width: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (0, 0)
+
+    def reach(self, outputs: int, axis: int) -> int:
+        """Input positions that so many neighbouring outputs see along an axis."""
+        return (outputs - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def padded(self) -> bool:
+        """Whether some output sees positions outside of the input."""
+        return (
+            any(self.before)
+            or self.reach(self.rows, 0) > self.height + self.before[0]
+            or self.reach(self.cols, 1) > self.width + self.before[1]
+        )
+
+
+class Operands(Protocol):
+    """Where a contraction's elements lie."""
+
+    def read(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int) -> Expr:
+        """Input elements along the channels (of all groups)."""
+
+    def weight(
+        self, n: Expr, group: Expr, channel_block: Expr, tap: tuple[Expr, Expr, Expr], at: int, lanes: int
+    ) -> Expr:
+        """Weights of `lanes` output channels from `at` on in a channel block, for a tap (row, column, channel)."""
+
+    def finish(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int, accumulator: Buffer) -> Stmt:
+        """Store `lanes` results; `channel` counts over all groups."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One vector of a channel block: its offset, lanes computed, lanes stored."""
+
+    at: int
+    lanes: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A contraction with its schedule; `nest()` is the loop nest.
+
+    Attributes:
+        lanes: elements per vector register.
+        staged: copy input rows into padded scratch.
+        exact: weights end with the channels, so the last vector may not read past them.
+    """
+
+    geometry: Geometry
+    operands: Operands
+    tile: Tile
+    division: Division
+    lanes: int
+    staged: bool
+    exact: bool = False
+    dtype: str = "float32"
+
+    def nest(self) -> Stmt:
+        row_tiles = math.ceil(self.geometry.rows / self.tile.rows)
+        blocks = self.geometry.groups * self._blocks()
+        row_blocks, chunks = self.division.row_blocks, self.division.channel_chunks
+
+        def task(t: Expr) -> Stmt:
+            n, rest = t // (row_blocks * chunks), t % (row_blocks * chunks)
+            row_block, chunk = rest // chunks, rest % chunks
+            first, last = row_block * row_tiles // row_blocks, (row_block + 1) * row_tiles // row_blocks
+            source: _Source = _Direct(self.operands, self.geometry)
+            prepare: list[Stmt] = []
+            buffers: list[Buffer] = []
+            if self.staged:
+                source = _Staged(self, math.ceil(row_tiles / row_blocks) * self.tile.rows)
+                buffers.append(source.buffer)
+                prepare.append(source.copy(n, first * self.tile.rows, last * self.tile.rows))
+            work = between(
+                chunk * blocks // chunks,
+                (chunk + 1) * blocks // chunks,
+                lambda b: self._channel_block(source, n, b, first, last),
+                "channel_block",
+            )
+            return allocate(buffers, block(*prepare, work))
+
+        return parallel(self.geometry.batch * row_blocks * chunks, task)
+
+    def _blocks(self) -> int:
+        return math.ceil(self.geometry.channels / (self.lanes * self.tile.vectors))
+
+    def _channel_block(self, source: _Source, n: Expr, b: Expr, first: Expr, last: Expr) -> Stmt:
+        """All row and column tiles of one block of channels."""
+        per_group = self._blocks()
+        width = self.lanes * self.tile.vectors
+        group, within = b // per_group, b % per_group
+
+        def rows(vectors: list[Vector]) -> Stmt:
+            full = self.geometry.rows // self.tile.rows
+            tail = self.geometry.rows % self.tile.rows
+
+            def row_tile(r: Expr) -> Stmt:
+                at = _Place(n, group, within, r * self.tile.rows, first * self.tile.rows)
+                main = self._columns(source, at, vectors, self.tile.rows) if full else None
+                rest = self._columns(source, at, vectors, tail) if tail else None
+                if main is None or rest is None:
+                    return main or rest
+                return when(r < full, main, rest)
+
+            return between(first, last, row_tile, "row_tile")
+
+        remainder = self.geometry.channels % width
+        main = rows(list(self._vectors(width)))
+        if not remainder:
+            return main
+        rest = rows(list(self._vectors(remainder)))
+        return rest if per_group == 1 else when(within < per_group - 1, main, rest)
+
+    def _columns(self, source: _Source, at: _Place, vectors: list[Vector], rows: int) -> Stmt:
+        full, tail = divmod(self.geometry.cols, self.tile.cols)
+        parts = []
+        if full:
+            parts.append(
+                loop(full, lambda c: self._tile(source, at, vectors, rows, self.tile.cols, c * self.tile.cols), "c")
+            )
+        if tail:
+            parts.append(self._tile(source, at, vectors, rows, tail, full * self.tile.cols))
+        return block(*parts)
+
+    def _tile(self, source: _Source, at: _Place, vectors: list[Vector], rows: int, cols: int, col: Expr) -> Stmt:
+        """One register tile: clear, accumulate over all taps, finish."""
+        g = self.geometry
+        positions = [(i, j) for i in range(rows) for j in range(cols)]
+        registers = {
+            (i, j, vector): register(f"acc_{i}_{j}_{vector.at}", vector.lanes, self.dtype)
+            for i, j in positions
+            for vector in vectors
+        }
+        clear = [
+            store(acc, number(0, self.dtype, vector.lanes), 0, lanes=vector.lanes)
+            for (_, _, vector), acc in registers.items()
+        ]
+
+        def taps(kh: Expr, kw: Expr, ic: Expr) -> list[Stmt]:
+            return [
+                fma(
+                    registers[i, j, vector],
+                    splat(source.at(at, i, col + j, (kh, kw), at.group * g.inputs + ic), vector.lanes),
+                    self.operands.weight(at.n, at.group, at.channel_block, (kh, kw, ic), vector.at, vector.lanes),
+                    vector.lanes,
+                )
+                for i, j in positions
+                for vector in vectors
+            ]
+
+        def channels(kh: Expr, kw: Expr) -> Stmt:
+            if g.inputs <= _UNROLL:
+                return block(*(stmt for ic in range(g.inputs) for stmt in taps(kh, kw, ic)))
+            return loop(g.inputs, lambda ic: block(*taps(kh, kw, ic)), "ic")
+
+        accumulate = loop(g.kernel[0], lambda kh: loop(g.kernel[1], lambda kw: channels(kh, kw), "kw"), "kh")
+        channel = at.group * g.channels + at.channel_block * (self.lanes * self.tile.vectors)
+        finish = [
+            self.operands.finish(at.n, at.row + i, col + j, channel + vector.at, vector.stored, acc)
+            for (i, j, vector), acc in registers.items()
+        ]
+        return allocate(list(registers.values()), block(*clear, accumulate, *finish))
+
+    def _vectors(self, channels: int) -> Iterable[Vector]:
+        """Full vectors, then the remainder: one padded vector, or exact powers of two where weights are not padded."""
+        at = 0
+        while channels - at >= self.lanes:
+            yield Vector(at, self.lanes, self.lanes)
+            at += self.lanes
+        while at < channels:
+            left = channels - at
+            lanes = 1 << (left.bit_length() - 1) if self.exact else min(self.lanes, 1 << (left - 1).bit_length())
+            yield Vector(at, lanes, min(lanes, left))
+            at += lanes
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a register tile lies: image, group, channel block, first output row, and the first row of its task."""
+
+    n: Expr
+    group: Expr
+    channel_block: Expr
+    row: Expr
+    task_row: Expr
+
+
+class _Source(Protocol):
+    def at(self, place: _Place, i: int, col: Expr, kernel: tuple[Expr, Expr], channel: Expr) -> Expr:
+        """The input element of output position (place.row + i, col) at a kernel position."""
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """Reads the input where it lies."""
+
+    operands: Operands
+    geometry: Geometry
+
+    def at(self, place: _Place, i: int, col: Expr, kernel: tuple[Expr, Expr], channel: Expr) -> Expr:
+        g = self.geometry
+        row = (place.row + i) * g.strides[0] + kernel[0] * g.dilations[0] - g.before[0]
+        column = col * g.strides[1] + kernel[1] * g.dilations[1] - g.before[1]
+        return self.operands.read(place.n, row, column, channel, 1)
+
+
+class _Staged:
+    """Reads a padded copy of the task's input rows; pixels are spread so that they do not share cache sets."""
+
+    def __init__(self, contraction: Contraction, most_rows: int) -> None:
+        g = self.geometry = contraction.geometry
+        self.contraction = contraction
+        self.depth = g.groups * g.inputs
+        self.rows = g.reach(most_rows, 0)
+        self.cols = g.reach(g.cols, 1)
+        skew = _SKEW if self.depth % 64 == 0 else 0
+        self.buffer = scratch("staged", (self.rows, self.cols, self.depth + skew), contraction.dtype)
+
+    def at(self, place: _Place, i: int, col: Expr, kernel: tuple[Expr, Expr], channel: Expr) -> Expr:
+        g = self.geometry
+        row = (place.row - place.task_row + i) * g.strides[0] + kernel[0] * g.dilations[0]
+        return load(self.buffer, row, col * g.strides[1] + kernel[1] * g.dilations[1], channel)
+
+    def copy(self, n: Expr, first: Expr, last: Expr) -> Stmt:
+        """Copy the input of output rows [first, last), zeros outside."""
+        g = self.geometry
+        top = first * g.strides[0] - g.before[0]
+        left = min(g.before[1], self.cols)
+        right = max(left, min(self.cols, g.width + g.before[1]))
+        count = (last - first - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1
+
+        def row(r: Expr) -> Stmt:
+            inside = loop(right - left, lambda c: self._pixel(n, r, top + r, left + c), "col") if right > left else None
+            edges = [self._zero(r, 0, left), self._zero(r, right, self.cols)]
+            borders = [edge for edge in edges if edge is not None]
+            outside = self._zero(r, 0, self.cols)
+            body = block(*borders, inside) if inside is not None else outside
+            if not g.padded():
+                return body
+            return when(both(top + r >= 0, top + r < g.height), body, outside)
+
+        return loop(count, row, "row")
+
+    def _pixel(self, n: Expr, r: Expr, row: Expr, c: Expr) -> Stmt:
+        read = self.contraction.operands.read
+
+        def copy(channel: Expr, lanes: int) -> Stmt:
+            value = read(n, row, c - self.geometry.before[1], channel, lanes)
+            return store(self.buffer, value, r, c, channel, lanes=lanes)
+
+        return self._channels(copy)
+
+    def _zero(self, r: Expr, low: int, high: int) -> Stmt | None:
+        if low >= high:
+            return None
+
+        def pixel(c: Expr) -> Stmt:
+            def clear(channel: Expr, lanes: int) -> Stmt:
+                return store(self.buffer, number(0, self.contraction.dtype, lanes), r, c, channel, lanes=lanes)
+
+            return self._channels(clear)
+
+        return loop(high - low, lambda c: pixel(low + c), "col")
+
+    def _channels(self, move: Callable[[Expr, int], Stmt]) -> Stmt:
+        lanes = self.contraction.lanes
+        full, tail = divmod(self.depth, lanes)
+        parts = [loop(full, lambda v: move(v * lanes, lanes), "v")] if full else []
+        if tail:
+            parts.append(vectorized(tail, lambda lane: move(full * lanes + lane, 1)))
+        return block(*parts)

@@ -1,0 +1,120 @@
+"""A small vocabulary for building loop nests in TIR: loops, vector loads and stores, register accumulators, scratch.
+
+Rules say what nest they make; how a node of TVM's IR is spelled lives here. Not here: anything about an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from tvm import s_tir, tirx
+from tvm.tirx import ForKind
+
+Expr: TypeAlias = Any  # a TIR expression or a Python int
+Stmt: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+
+def block(*stmts: Stmt) -> Stmt:
+    """One statement after the other."""
+    return stmts[0] if len(stmts) == 1 else tirx.SeqStmt(list(stmts))
+
+
+def loop(extent: Expr, body: Callable[[Expr], Stmt], name: str = "i", kind: ForKind = ForKind.SERIAL) -> Stmt:
+    """`for name in range(extent): body(name)`; a loop of one iteration is its body."""
+    if isinstance(extent, int) and extent == 1:
+        return body(0)
+    var = tirx.Var(name, "int32")
+    return tirx.For(var, 0, extent, kind, body(var))
+
+
+def between(low: Expr, high: Expr, body: Callable[[Expr], Stmt], name: str = "i") -> Stmt:
+    """`for name in range(low, high): body(name)`."""
+    return loop(high - low, lambda i: body(low + i), name)
+
+
+def parallel(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop whose iterations are divided among the threads in equal runs."""
+    return loop(extent, body, "task", ForKind.PARALLEL)
+
+
+def vectorized(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop that becomes vector instructions of so many lanes."""
+    return loop(lanes, body, "lane", ForKind.VECTORIZED)
+
+
+def when(condition: Expr, then: Stmt, otherwise: Stmt | None = None) -> Stmt:
+    """If-then-else; a condition that is known in Python is decided here."""
+    if isinstance(condition, bool):
+        return then if condition else otherwise
+    return tirx.IfThenElse(condition, then, otherwise)
+
+
+def both(left: Expr, right: Expr) -> Expr:
+    """The conjunction of two conditions, each of which may be known in Python."""
+    if isinstance(left, bool):
+        return right if left else False
+    if isinstance(right, bool):
+        return left if right else False
+    return tirx.And(left, right)
+
+
+def load(buffer: Buffer, *indices: Expr, lanes: int = 1) -> Expr:
+    """One element, or `lanes` elements along the last axis."""
+    return tirx.BufferLoad(buffer, [*indices[:-1], _last(indices[-1], lanes)])
+
+
+def store(buffer: Buffer, value: Expr, *indices: Expr, lanes: int = 1) -> Stmt:
+    """Store one element, or `lanes` elements along the last axis."""
+    return tirx.BufferStore(buffer, value, [*indices[:-1], _last(indices[-1], lanes)])
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """The value in all lanes."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def number(value: float, dtype: str, lanes: int = 1) -> Expr:
+    """A constant of a scalar type, in all lanes."""
+    return splat(tirx.const(value, dtype), lanes)
+
+
+def fma(acc: Buffer, left: Expr, right: Expr, lanes: int) -> Stmt:
+    """`acc += left * right` on a register; LLVM contracts it to one instruction."""
+    return store(acc, load(acc, 0, lanes=lanes) + left * right, 0, lanes=lanes)
+
+
+def register(name: str, lanes: int, dtype: str) -> Buffer:
+    """A buffer of one vector. With constant indices only, LLVM keeps it in a register."""
+    return tirx.decl_buffer((lanes,), dtype, name, scope="local")
+
+
+def scratch(name: str, shape: Sequence[int], dtype: str) -> Buffer:
+    """Memory of one task."""
+    return tirx.decl_buffer(tuple(shape), dtype, name, scope="global")
+
+
+def allocate(buffers: Sequence[Buffer], body: Stmt) -> Stmt:
+    """The body with these buffers allocated before it."""
+    return block(*(tirx.AllocBuffer(buffer) for buffer in buffers), body)
+
+
+def as_index(index: Expr, var: Any) -> Expr:
+    """An index with the type of the variable that it replaces."""
+    return tirx.convert(index).astype(var.ty.dtype) if not isinstance(index, int) else tirx.const(index, var.ty.dtype)
+
+
+def shape_of(buffer: Buffer) -> tuple[int, ...]:
+    """A buffer's static shape."""
+    return tuple(int(dim) for dim in buffer.ty.shape)
+
+
+def function(like: Any, body: Stmt) -> Any:
+    """The body as a PrimFunc with the parameters and attributes of another; Relax asks for a root block around it."""
+    root = s_tir.SBlock([], [], [], "root", body)
+    return like.with_body(s_tir.SBlockRealize([], True, root)).with_attr("tirx.noalias", True)
+
+
+def _last(index: Expr, lanes: int) -> Expr:
+    return tirx.Ramp(tirx.convert(index), 1, lanes) if lanes > 1 else index

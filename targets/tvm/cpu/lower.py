@@ -1,0 +1,80 @@
+"""Relax operators that have a rule become anchors: calls of TIR functions that say which rule is meant for them.
+
+Weights that are constants are packed here, once, at compile time. What has no rule is left to TVM's own legalization.
+Not here: the rules, and layouts (canonical.py, and relax.transform.ConvertLayout in pipeline.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul
+from graphopt.targets.tvm.machine import Machine
+
+# AnnotateTIROpPattern's kOutEWiseFusable: elementwise consumers may join.
+_FUSES_ELEMENTWISE = 4
+
+
+def legalizations(machine: Machine) -> dict[str, Callable[[Any, Any], Any]]:
+    """The map for relax.transform.LegalizeOps."""
+    return {
+        "relax.nn.conv2d": lambda builder, call: _conv2d(builder, call, machine),
+        "relax.matmul": lambda builder, call: _matmul(builder, call, machine),
+    }
+
+
+def _anchor(builder: Any, define: Callable[..., Any], *args: Any, name: str) -> Any:
+    return builder.call_te(define, *args, primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_ELEMENTWISE})
+
+
+def _default(builder: Any, call: Any) -> Any:
+    return call.op.get_attr("FLegalize")(builder, call)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The static shape of a float32 tensor."""
+    if value.ty.shape is None or str(value.ty.dtype) != "float32":
+        return None
+    dims = list(value.ty.shape)
+    return tuple(int(dim) for dim in dims) if all(isinstance(dim, tvm.tirx.IntImm) for dim in dims) else None
+
+
+def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
+    x, weight = call.args
+    attrs = call.attrs
+    shape = _shape(x)
+    layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout)
+    if shape is None or layouts != ("NHWC", "OHWI", "NHWC") or not isinstance(weight, tvm.ir.GenericConst):
+        return _default(builder, call)
+    strides, dilations = (tuple(int(i) for i in ints) for ints in (attrs.strides, attrs.dilation))
+    padding = tuple(int(i) for i in attrs.padding)
+    window = conv2d.Window(
+        (strides[0], strides[1]),
+        (dilations[0], dilations[1]),
+        (padding[0], padding[1], padding[2], padding[3]),
+        int(attrs.groups),
+    )
+    weights = weight.value.numpy().transpose(0, 3, 1, 2)
+    if depthwise.is_depthwise(weights.shape, window.groups):
+        packed = relax.const(depthwise.pack(weights))
+        return _anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
+    packed = relax.const(conv2d.packed(shape, weights, window, machine))
+    channels = weights.shape[0]
+    return _anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
+
+
+def _matmul(builder: Any, call: Any, machine: Machine) -> Any:
+    x, y = call.args
+    left, right = _shape(x), _shape(y)
+    if left is None or right is None or len(left) < 2:
+        return _default(builder, call)
+    if len(right) == 2 and isinstance(y, tvm.ir.GenericConst):
+        packed = relax.const(matmul.packed(left, y.value.numpy(), machine))
+        return _anchor(builder, lambda a, w: matmul.define_packed(a, w, right[1]), x, packed, name=matmul.NAME)
+    if left[:-2] == right[:-2]:
+        return _anchor(builder, matmul.define, x, y, name=matmul.NAME)
+    return _default(builder, call)

@@ -1,0 +1,39 @@
+"""The order of the passes: layouts, packed weights and anchors, fusion, then a schedule for every function."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.tirx.transform import ForceNarrowIndexToInt32
+
+from graphopt.targets.tvm.cpu.canonical import canonicalize
+from graphopt.targets.tvm.cpu.dispatch import schedule_module
+from graphopt.targets.tvm.cpu.lower import legalizations
+from graphopt.targets.tvm.machine import Machine
+
+
+def _narrow_indices(module: tvm.IRModule) -> tvm.IRModule:
+    """32-bit indices where no buffer holds 64-bit integers, which TVM's pass refuses."""
+    out = module.clone()
+    for name, function in module.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc) and "int64" not in {
+            str(param.ty.dtype) for param in function.params
+        }:
+            out.update_func(name, ForceNarrowIndexToInt32()(tvm.IRModule({name: function}))[name])
+    return out
+
+
+def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+    """The passes of `optimize`."""
+    with machine.target():
+        module = canonicalize(module)
+        module = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module)
+        module = canonicalize(module)
+        module = relax.transform.LegalizeOps(legalizations(machine))(module)
+        module = relax.transform.AnnotateTIROpPattern()(module)
+        module = relax.transform.FuseOps()(module)
+        module = relax.transform.FuseTIR()(module)
+        module = relax.transform.RewriteDataflowReshape()(module)
+        module = relax.transform.DeadCodeElimination()(module)
+        module = _narrow_indices(module)
+        return schedule_module(module, machine)

@@ -1,0 +1,163 @@
+"""Depthwise convolution, channels-last: every channel has a filter of its own, so channels are the vector.
+
+    parallel task in batch x row blocks:
+        for channel block:
+            for row in block, column tile:                  the first and last tiles know which columns are padding
+                accumulators = 0                            columns x vectors registers
+                for kernel row inside the input:
+                    for kernel column: accumulators += input * weights
+                out = epilogue(accumulators)
+
+Weights are [kernel row][kernel column][channel]. Padding costs nothing: positions outside are left out of the sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
+from graphopt.targets.tvm.cpu.loops import (
+    Buffer,
+    Expr,
+    Stmt,
+    allocate,
+    between,
+    block,
+    fma,
+    load,
+    loop,
+    number,
+    parallel,
+    register,
+    shape_of,
+    store,
+    when,
+)
+from graphopt.targets.tvm.cpu.rules.conv2d import Window
+from graphopt.targets.tvm.machine import Machine
+
+NAME = "depthwise"
+_WINDOW = "graphopt.window"
+_MOST_COLUMNS = 8
+
+
+def pack(weights: np.ndarray) -> np.ndarray:
+    """[C, 1, kernel rows, kernel columns] weights with channels last."""
+    return np.ascontiguousarray(weights[:, 0].transpose(1, 2, 0))
+
+
+def define(x: Any, w: Any, window: Window) -> Any:
+    """The anchor: what the depthwise convolution of NHWC `x` and packed `w` computes."""
+    batch, height, width, channels = (int(dim) for dim in x.shape)
+    kh, kw, _ = (int(dim) for dim in w.shape)
+    rows, cols = window.outputs((height, width), (kh, kw))
+    r, s = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+
+    def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
+        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
+        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
+        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        return te.sum(
+            tirx.if_then_else(inside, x[n, y, z, channel], tirx.const(0, x.dtype)) * w[r, s, channel], axis=[r, s]
+        )
+
+    ints = [*window.strides, *window.dilations, *window.padding]
+    return te.compute((batch, rows, cols, channels), at, NAME, attrs={ANCHOR: NAME, _WINDOW: ints})
+
+
+def schedule(fused: Fused, machine: Machine) -> Stmt:
+    """The loop nest of a depthwise convolution and its epilogue."""
+    x, w = fused.reads
+    a, b, c, d, *padding = (int(i) for i in fused.attributes[_WINDOW])
+    window = Window((a, b), (c, d), (padding[0], padding[1], padding[2], padding[3]), 1)
+    return _Depthwise(x, w, fused, window, machine).nest()
+
+
+@dataclass(frozen=True)
+class _Depthwise:
+    x: Buffer
+    w: Buffer
+    fused: Fused
+    window: Window
+    machine: Machine
+
+    def nest(self) -> Stmt:
+        batch, rows, _, channels = shape_of(self.fused.result)
+        lanes = self.machine.lanes()
+        full, tail = divmod(channels, lanes)
+        row_blocks = min(rows, self.machine.threads * math.ceil(rows / (4 * self.machine.threads)))
+
+        def task(t: Expr) -> Stmt:
+            n, part = t // row_blocks, t % row_blocks
+            first, last = part * rows // row_blocks, (part + 1) * rows // row_blocks
+            parts = []
+            if full:
+                parts.append(loop(full, lambda v: self._rows(n, first, last, v * lanes, lanes), "v"))
+            if tail:
+                parts.append(self._rows(n, first, last, full * lanes, tail))
+            return block(*parts)
+
+        return parallel(batch * row_blocks, task)
+
+    def _rows(self, n: Expr, first: Expr, last: Expr, channel: Expr, lanes: int) -> Stmt:
+        return between(first, last, lambda row: self._columns(n, row, channel, lanes), "row")
+
+    def _columns(self, n: Expr, row: Expr, channel: Expr, lanes: int) -> Stmt:
+        """Column tiles: those whose window lies inside share a loop, the others are specialised."""
+        cols = shape_of(self.fused.result)[2]
+        width = math.ceil(cols / math.ceil(cols / _MOST_COLUMNS))
+        starts = range(0, cols, width)
+        inner = [c for c in starts if c + width <= cols and self._inside(c, width)]
+
+        def tile(c: int, col: Expr) -> Stmt:
+            return self._tile(n, row, col, c, min(width, cols - c), channel, lanes)
+
+        parts = [tile(c, c) for c in starts if c not in inner]
+        if inner:
+            parts.append(loop(len(inner), lambda i: tile(inner[0], inner[0] + i * width), "c"))
+        return block(*parts)
+
+    def _inside(self, col: int, cols: int) -> bool:
+        return all(self._valid(col + j, s) for j in range(cols) for s in range(shape_of(self.w)[1]))
+
+    def _valid(self, col: int, s: int) -> bool:
+        at = col * self.window.strides[1] + s * self.window.dilations[1] - self.window.padding[1]
+        return 0 <= at < shape_of(self.x)[2]
+
+    def _tile(self, n: Expr, row: Expr, col: Expr, known: int, cols: int, channel: Expr, lanes: int) -> Stmt:
+        """`cols` outputs from `col` on; padding is the same as at the column `known`."""
+        kh, kw, _ = shape_of(self.w)
+        dtype = "float32"
+        accumulators = [register(f"acc_{j}", lanes, dtype) for j in range(cols)]
+        clear = [store(acc, number(0, dtype, lanes), 0, lanes=lanes) for acc in accumulators]
+
+        def kernel_row(r: Expr) -> Stmt:
+            y = row * self.window.strides[0] + r * self.window.dilations[0] - self.window.padding[0]
+            sums = [
+                fma(acc, self._read(n, y, col + j, s, channel, lanes), load(self.w, r, s, channel, lanes=lanes), lanes)
+                for s in range(kw)
+                for j, acc in enumerate(accumulators)
+                if self._valid(known + j, s)
+            ]
+            taps = block(*sums) if sums else tirx.Evaluate(0)
+            if not self.window.padding[0] and not self.window.padding[2]:
+                return taps
+            return when(tirx.And(y >= 0, y < shape_of(self.x)[1]), taps)
+
+        finish = [self.fused.finish((n, row, col + j, channel), lanes, acc) for j, acc in enumerate(accumulators)]
+        return allocate(accumulators, block(*clear, loop(kh, kernel_row, "kh"), *finish))
+
+    def _read(self, n: Expr, y: Expr, col: Expr, s: int, channel: Expr, lanes: int) -> Expr:
+        z = col * self.window.strides[1] + s * self.window.dilations[1] - self.window.padding[1]
+        return load(self.x, n, y, z, channel, lanes=lanes)
+
+
+def is_depthwise(weights: Sequence[int], groups: int) -> bool:
+    """Whether OIHW weights of this shape have one filter per channel."""
+    return weights[1] == 1 and weights[0] == groups

@@ -1,0 +1,122 @@
+"""Matrix products, batched or not, of a value with packed constant weights or with another value.
+
+A product is the contraction of contraction.py with a 1x1 kernel: rows are M, inputs are K, channels are N. Constant
+weights are packed as [channel block][K][channel]; a right operand that is computed is read row by row where it lies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
+from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, load, shape_of
+from graphopt.targets.tvm.cpu.tiling import Problem, aliases, best_tile, divide
+from graphopt.targets.tvm.machine import Machine
+
+NAME = "matmul"
+_PACKED = "graphopt.packed"
+
+
+def geometry(left: Sequence[int], channels: int, shared: bool) -> Geometry:
+    """The contraction of a left operand [..., M, K]; with `shared` weights all leading dims are rows."""
+    *batch, m, k = left
+    if shared:
+        batch, m = [], m * math.prod(batch)
+    return Geometry(batch=math.prod(batch), groups=1, rows=m, cols=1, channels=channels, inputs=k, height=m, width=1)
+
+
+def problem(g: Geometry) -> Problem:
+    return Problem(
+        batch=g.batch, groups=1, rows=g.rows, cols=1, channels=g.channels, taps=g.inputs, row_bytes=4 * g.inputs
+    )
+
+
+def pack(weights: np.ndarray, width: int) -> np.ndarray:
+    """[K, N] weights in blocks of `width` columns."""
+    k, n = weights.shape
+    blocks = math.ceil(n / width)
+    padded = np.zeros((k, blocks * width), weights.dtype)
+    padded[:, :n] = weights
+    return np.ascontiguousarray(padded.reshape(k, blocks, width).transpose(1, 0, 2))
+
+
+def packed(left: Sequence[int], weights: np.ndarray, machine: Machine) -> np.ndarray:
+    """The weights as the nest for a left operand of this shape wants them."""
+    tile = best_tile(problem(geometry(left, weights.shape[1], shared=True)), machine)
+    return pack(weights, tile.vectors * machine.lanes())
+
+
+def define_packed(x: Any, w: Any, channels: int) -> Any:
+    """The anchor: x [..., M, K] times packed w, `channels` columns."""
+    k = te.reduce_axis((0, int(x.shape[-1])), "k")
+    width = int(w.shape[-1])
+
+    def at(*i: Expr) -> Expr:
+        return te.sum(x[(*i[:-1], k)] * w[i[-1] // width, k, i[-1] % width], axis=k)
+
+    return te.compute((*x.shape[:-1], channels), at, NAME, attrs={ANCHOR: NAME, _PACKED: 1})
+
+
+def define(x: Any, y: Any) -> Any:
+    """The anchor: x [..., M, K] times y [..., K, N] with equal leading dims."""
+    k = te.reduce_axis((0, int(x.shape[-1])), "k")
+
+    def at(*i: Expr) -> Expr:
+        return te.sum(x[(*i[:-1], k)] * y[(*i[:-2], k, i[-1])], axis=k)
+
+    return te.compute((*x.shape[:-1], y.shape[-1]), at, NAME, attrs={ANCHOR: NAME, _PACKED: 0})
+
+
+def schedule(fused: Fused, machine: Machine) -> Stmt:
+    """The loop nest of a product and its epilogue."""
+    x, w = fused.reads
+    shared = bool(int(fused.attributes[_PACKED]))
+    g = geometry(shape_of(x), shape_of(fused.result)[-1], shared)
+    p = problem(g)
+    tile = best_tile(p, machine)
+    staged = aliases(g.inputs, tile.rows)
+    operands = _Product(x, w, fused, shared, tile.vectors * machine.lanes())
+    return Contraction(g, operands, tile, divide(p, tile, machine), machine.lanes(), staged, exact=not shared).nest()
+
+
+@dataclass(frozen=True)
+class _Product:
+    x: Buffer
+    w: Buffer
+    fused: Fused
+    shared: bool
+    width: int
+
+    def read(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int) -> Expr:
+        return load(self.x, *self._leading(shape_of(self.x), n, row), channel, lanes=lanes)
+
+    def weight(
+        self, n: Expr, group: Expr, channel_block: Expr, tap: tuple[Expr, Expr, Expr], at: int, lanes: int
+    ) -> Expr:
+        if self.shared:
+            return load(self.w, channel_block, tap[2], at, lanes=lanes)
+        leading = self._leading(shape_of(self.w), n, tap[2])
+        return load(self.w, *leading, channel_block * self.width + at, lanes=lanes)
+
+    def finish(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int, accumulator: Buffer) -> Stmt:
+        leading = self._leading(shape_of(self.fused.output), n, row)
+        return self.fused.finish((*leading, channel), lanes, accumulator)
+
+    def _leading(self, shape: Sequence[int], n: Expr, row: Expr) -> list[Expr]:
+        """All indices but the last: of a batch `n` and a row, or of a row that counts through the batch."""
+        *batch, rows, _ = shape
+        flat = n
+        indices: list[Expr] = []
+        if self.shared:
+            flat, row = (row // rows, row % rows) if math.prod(batch) > 1 else (0, row)
+        for dim in reversed(batch):
+            indices.insert(0, flat % dim if dim > 1 else 0)
+            flat = flat // dim if dim > 1 else flat
+        return [*indices, row]
