@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
 FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy saturation calibration
 
-.PHONY: help setup setup-torch try test test-torch test-slow lint check figures peers clean
+.PHONY: help setup setup-torch setup-tvm try test test-torch test-tvm test-slow lint check figures peers clean
 
 help:
 	@echo "make setup        virtual environment in $(VENV) with graphopt, ONNX Runtime for the CPU and the test tools"
 	@echo "make try          fetch ppocr-cls, compile it for the CPU, print the report"
 	@echo "make test         all tests but the slow ones; those that need torch are skipped and say so"
 	@echo "make test-torch   install the torch extra and run the tests that need it"
+	@echo "make test-tvm     install the tvm extra and run the tests that need it"
 	@echo "make test-slow    install the torch extra and run the tests that take over a minute"
 	@echo "make lint         ruff and mypy"
 	@echo "make check        lint and test"
@@ -24,6 +25,7 @@ help:
 
 setup: $(VENV)/.installed
 setup-torch: $(VENV)/.installed-torch
+setup-tvm: $(VENV)/.installed-tvm
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +34,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-torch: $(VENV)/.installed
 	$(PIP) -e ".[dev,torch]"
+	@touch $@
+
+$(VENV)/.installed-tvm: $(VENV)/.installed
+	$(PIP) -e ".[dev,tvm]"
 	@touch $@
 
 try: setup
@@ -43,6 +49,9 @@ test: setup
 
 test-torch: setup-torch
 	$(PYTEST) -m "torch and not slow"
+
+test-tvm: setup-tvm
+	$(PYTEST) -m "tvm and not slow"
 
 test-slow: setup-torch
 	$(PYTEST) -m slow

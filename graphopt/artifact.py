@@ -35,6 +35,11 @@ class Artifact:
         """The file that the runtime loads."""
         return self.path / self.manifest["main"]
 
+    @property
+    def model(self) -> Path:
+        """The ONNX file that the runtime's was made of: what the verbs that read models look at."""
+        return self.path / self.manifest.get("model", self.manifest["main"])
+
     def check_files(self) -> None:
         """Compare every file with its hash in the manifest.
 
@@ -73,8 +78,8 @@ def load(path: str | Path) -> Artifact:
     for key, kind in (("main", str), ("files", dict), ("target", str), ("settings", dict)):
         if not isinstance(manifest.get(key), kind):
             raise GraphoptError(f"{path}: {MANIFEST} has no valid {key!r}; compile the model again")
-    for name in [*manifest["files"], manifest["main"]]:
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+    for name in [*manifest["files"], manifest["main"], manifest.get("model", manifest["main"])]:
+        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise GraphoptError(f"{path}: {MANIFEST} names a file outside the folder: {name!r}")
     return Artifact(path, manifest, report)
 

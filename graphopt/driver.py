@@ -37,7 +37,7 @@ from graphopt.repro import write_repro
 
 if TYPE_CHECKING:
     from graphopt import ir
-    from graphopt.target import Target
+    from graphopt.target import CompiledFiles, Target
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def compile(
         if options.numerics == "off":
             numbers = job.check.skipped("numerics are off")
         else:
-            numbers = job.check.end(folder / files.main, job.result, chosen, files.settings)
+            numbers = job.check.end(folder / _checked(files, chosen), job.result, chosen, files.settings)
         numbers = gating.judge(job, files, folder, numbers, twin, settled.hint())
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
@@ -294,9 +294,11 @@ def compile(
             "pipeline": str(job.pipeline),
             "settings": dict(files.settings),
             "target": str(chosen),
-            "versions": versions(),
+            "versions": versions(chosen.packages),
             **gating.record(),
         }
+        if files.model is not None:
+            manifest["model"] = files.model
         calibrated = job.calibration.record() if job.calibration is not None else None
         if calibrated is not None:
             manifest["calibration"] = calibrated
@@ -309,9 +311,16 @@ def compile(
             "notes": list(files.notes),
             "machine": machine(),
         }
+        if files.details:
+            report["lowering"] = dict(files.details)
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
     return Artifact(out, manifest, report)
+
+
+def _checked(files: CompiledFiles, target: Target) -> str:
+    """The file that numerics judge: on a machine without the device, the model that the code was made of."""
+    return files.main if target.available() is None else files.model or files.main
 
 
 def _check_print_after(names: Sequence[str], pipeline: Pipeline) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what is written."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of the packages that decide what is written; `more` are those of a target."""
     import importlib.metadata
 
     import graphopt
 
     found = {"graphopt": graphopt.__version__}
-    for name in ("numpy", "onnx", "onnx-ir", "onnx-shape-inference", "onnxruntime", "onnxruntime-gpu"):
+    for name in ("numpy", "onnx", "onnx-ir", "onnx-shape-inference", "onnxruntime", "onnxruntime-gpu", *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -60,22 +60,19 @@ def inspect(model: ir.Model, target: Target | None = None, dims: Mapping[str, in
     }
     if target is not None:
         report["target"] = target.name
-        report["unsupported"] = unsupported(model, target)
+        report["unsupported"] = unsupported(model, target, shapes)
     return report
 
 
-def unsupported(model: ir.Model, target: Target) -> list[dict[str, str]]:
-    """Nodes that the target has no kernel for: site, op and reason."""
+def unsupported(model: ir.Model, target: Target, shapes: Shapes) -> list[dict[str, str]]:
+    """Nodes that the target cannot run: site, op and reason."""
     rows = []
     for scope in sites.scopes(model):
         imports = scope.function.opset_imports if scope.function else model.opset_imports
         for node in scope.graph:
             if (node.domain, node.op_type, node.overload) in model.functions or node.op_type == "Constant":
                 continue
-            typed = [value for value in node.inputs if value is not None and value.dtype is not None]
-            first = typed[-1] if node.op_type == "Where" and typed else next(iter(typed), None)
-            dtype = first.dtype.name if first is not None and first.dtype is not None else None
-            reason = target.supports(node.domain, node.op_type, imports.get(node.domain, 1), dtype)
+            reason = target.supports_node(node, shapes, imports.get(node.domain, 1))
             if reason is not None:
                 rows.append({"site": f"{scope.path}/{node.name}".lstrip("/"), "op": node.op_type, "reason": reason})
     return rows

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model file with the target and settings that it is to be run with."""
+    """What a target loads, with the target and settings that it is to be run with.
+
+    Attributes:
+        model: the ONNX file behind `path`; None where `path` is one.
+    """
 
     path: Path
     target: Target
     settings: dict[str, Any]
+    model: Path | None = None
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file: what feeds are made from."""
+        return self.model or self.path
 
     def open(self, **changes: Any) -> Runner:
         """Open it in a process of its own; `changes` replace single session settings (threads, spinning, ...).
@@ -55,7 +65,7 @@ def runnable(source: str | Path, target: str | None = None) -> Runnable:
     own = make_target(artifact.manifest["target"])
     if target is not None and make_target(target) != own:
         raise GraphoptError(f"{path} was compiled for {str(own)!r}, not {target!r}; compile it again for that target")
-    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]))
+    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]), artifact.model)
 
 
 def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0) -> dict[str, Any]:

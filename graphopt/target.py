@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from graphopt import ir
+    from graphopt.analysis.shapes import Shapes
     from graphopt.ir.writer import ExternalData
 
     Feeds = Mapping[str, Any]
@@ -69,13 +70,20 @@ class Runner(ABC):
 
 @dataclass(frozen=True)
 class CompiledFiles:
-    """What a target wrote: files by role, the one to load, settings for the loader, and what could not be checked."""
+    """What a target wrote: files by role, the one to load, settings for the loader, and what could not be checked.
+
+    Attributes:
+        model: the ONNX file that `main` was made of, where `main` is none; feeds are made from it.
+        details: what the report tells of the compilation.
+    """
 
     main: str
     files: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     not_reproducible: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    model: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages besides ONNX Runtime whose versions decide what is written."""
 
     def __str__(self) -> str:
         """The canonical text; registry.make_target reads it back."""
@@ -140,6 +150,18 @@ class Target(ABC):
     @abstractmethod
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
         """None when the target has a kernel for this op (and element type, e.g. 'FLOAT16'); else why it has none."""
+
+    def supports_node(self, node: ir.Node, shapes: Shapes, version: int) -> str | None:
+        """None when the target runs this very node, attributes and shapes included; else why not.
+
+        Args:
+            node: of the model that `shapes` has analysed.
+            version: opset of the node's domain.
+        """
+        typed = [value for value in node.inputs if value is not None and value.dtype is not None]
+        first = typed[-1] if node.op_type == "Where" and typed else next(iter(typed), None)
+        dtype = first.dtype.name if first is not None and first.dtype is not None else None
+        return self.supports(node.domain, node.op_type, version, dtype)
 
     def quirks(self) -> frozenset[str]:
         """Measured peculiarities that a pass may go around, by name; each is explained where it is declared."""

@@ -62,7 +62,7 @@ class Sizes:
     def bytes(self, value: ir.Value) -> int | None:
         """The size in bytes; 4-bit types are packed."""
         size = self.of(value)
-        if size is None or value.dtype is None or not hasattr(value.dtype, "bitwidth"):
+        if size is None or value.dtype is None or value.dtype.name == "STRING":
             return None
         try:
             return (prod(size) * value.dtype.bitwidth + 7) // 8

@@ -43,7 +43,7 @@ def command(
     by_path = {item.path: item for item in chosen}
     changes: dict[str, Any] = {"force_spinning_stop": True, **({"threads": threads} if threads else {})}
     captured, _ = capture(
-        chosen[0].path, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"])
+        chosen[0].graph, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"])
     )
     with chosen[0].open() as runner:
         feeds = feeds_for(captured, runner, data)

@@ -38,7 +38,7 @@ def command(
     from graphopt.running import feeds_for, runnable
 
     chosen = runnable(common.pick_model(model, model_option), target)
-    captured, _ = capture(chosen.path, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
+    captured, _ = capture(chosen.graph, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
     with chosen.open() as runner:
         feeds = feeds_for(captured, runner, data, seed)
         outputs = runner.run(feeds)

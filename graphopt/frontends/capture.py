@@ -74,5 +74,5 @@ def model_file(source: Source) -> Source:
     from graphopt import artifact
 
     if isinstance(source, str | Path) and Path(source).is_dir():
-        return artifact.load(source).main
+        return artifact.load(source).model
     return source

@@ -11,33 +11,25 @@ A crash, hang or out-of-memory of the runtime is one GraphoptError that names it
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-import graphopt
 from graphopt.errors import GraphoptError, MissingDependency, did_you_mean
 from graphopt.numerics import RunSetting
 from graphopt.target import Runner, TensorSpec
+from graphopt.targets.child import Child
 from graphopt.targets.onnxruntime.settings import OptimizationLevel, SessionSettings
 
 if TYPE_CHECKING:
     from graphopt.quantization.statistics import TensorStats
     from graphopt.target import Arrays, Feeds
-    from graphopt.targets.onnxruntime.wire import Channel
 
 # Where external data is looked for when it does not lie beside the model file.
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _WORKER = "graphopt.targets.onnxruntime.worker"
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate memory", "Cannot allocate memory")
 
 
 def open_runner(
@@ -243,9 +235,7 @@ class OrtRunner(_Base):
         self._time_limit = time_limit
         self._memory_limit = memory_limit
         self._bound: dict[str, Any] | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the runner)
-        self._process = _start(self._stderr)
-        self._channel = self._connect()
+        self._child = Child(_WORKER, "ONNX Runtime", path, time_limit=time_limit, memory_limit=memory_limit)
         load = {
             "op": "load",
             "path": str(path),
@@ -324,92 +314,20 @@ class OrtRunner(_Base):
         return self._ask("measuring", {"op": "memory"})[0]["memory"]
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()  # nothing in the child is worth an orderly end
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        self._child.close()
         super().close()
 
     def _reopen(self, path: Path, settings: SessionSettings) -> OrtRunner:
         return OrtRunner(path, settings, time_limit=self._time_limit, memory_limit=self._memory_limit)
 
+    @property
+    def _process(self) -> subprocess.Popen[bytes]:
+        return self._child.process
+
     def _ask(
         self, doing: str, header: dict[str, Any], values: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        from graphopt.targets.onnxruntime.wire import WireClosed, WireTimeout
-
-        if self._process.returncode is not None:
-            raise GraphoptError(f"the runner of {self.path} is closed")
-        deadline = None if self._time_limit is None else time.monotonic() + self._time_limit
-        try:
-            self._channel.send(header, values, deadline)
-            reply, results = self._channel.receive(deadline)
-        except WireClosed:
-            raise self._died(doing) from None
-        except _OverLimit:
-            self.close()
-            raise GraphoptError(f"{self._over_limit()} while {doing} it; the process was stopped") from None
-        except TypeError as error:
-            raise GraphoptError(f"{doing} {self.path}: {error}") from None
-        except WireTimeout:
-            self.close()
-            raise GraphoptError(
-                f"{doing} {self.path} took over {self._time_limit:g} s and was stopped; "
-                "raise the time limit or use smaller feeds"
-            ) from None
-        if "error" in reply:
-            raise GraphoptError(self._explain(reply["error"]))
-        return reply, results
-
-    def _explain(self, message: str) -> str:
-        if self._memory_limit is not None and any(hint in message for hint in _OUT_OF_MEMORY):
-            return f"{self._over_limit()}: {message}"
-        return message
-
-    def _over_limit(self) -> str:
-        assert self._memory_limit is not None
-        return f"{self.path} needs more than the memory limit of {self._memory_limit / 2**20:.0f} MiB"
-
-    def _connect(self) -> Channel:
-        from graphopt.targets.onnxruntime.wire import Channel
-
-        assert self._process.stdin is not None and self._process.stdout is not None
-        watch = None if self._memory_limit is None else self._watch
-        return Channel(self._process.stdout.fileno(), self._process.stdin.fileno(), watch)
-
-    def _watch(self) -> None:
-        if self._memory_limit is not None and _anonymous(self._process.pid) > self._memory_limit:
-            raise _OverLimit
-
-    def _died(self, doing: str) -> GraphoptError:
-        code = self._process.wait()
-        self._stderr.seek(0)
-        text = self._stderr.read()[-65536:].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        last = f": {lines[-1][:300]}" if lines else ""
-        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
-        self.close()
-        return GraphoptError(self._explain(f"ONNX Runtime {how} while {doing} {self.path}{last}"))
-
-
-class _OverLimit(Exception):
-    """The child holds more anonymous memory than it may."""
-
-
-def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(graphopt.__file__).parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", _WORKER],  # -P: files in the current folder must not replace modules
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        bufsize=0,
-    )
+        return self._child.ask(doing, header, values)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -417,21 +335,5 @@ def _bytes_in(folder: Path) -> int:
     return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
 
 
-def _anonymous(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it ended; whoever reads its pipe will notice
-        return 0
-    found = re.search(r"RssAnon:\s+(\d+) kB", text)
-    return int(found.group(1)) * 1024 if found else 0
-
-
 def _specs(items: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, text, None if shape is None else tuple(shape)) for name, text, shape in items)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

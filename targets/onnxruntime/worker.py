@@ -25,7 +25,7 @@ def main() -> int:
     """Serve until the parent closes the pipe; returns the exit status."""
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever a runtime prints must not end up between two messages
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     channel = Channel(os.dup(0), replies)
     server = Server()
     while True:
@@ -103,7 +103,8 @@ class Server:
         }
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent has ended; run it in a thread."""
     # A parent killed outright closes the pipe, but a session that hangs never looks at it.
     while os.getppid() == parent:
         time.sleep(1)

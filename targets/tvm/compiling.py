@@ -1,0 +1,150 @@
+"""Compiling a model: which parts it has, what each becomes, and what the report tells of it.
+
+Libraries are made in a child process (worker_compile.py): a compiler that crashes or hangs is one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.analysis.shapes import Shapes
+from graphopt.errors import GraphoptError
+from graphopt.target import TensorSpec
+from graphopt.targets.tvm.lowering.graph import unsupported
+from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
+from graphopt.targets.tvm.parts import extract
+from graphopt.targets.tvm.plan import LIBRARY, ExecutionPlan, Part
+
+if TYPE_CHECKING:
+    from graphopt import ir
+    from graphopt.targets.tvm.machine import Machine
+
+COMPILE_SECONDS = 1800.0
+"""A compiler that takes longer is stopped."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The plan, files besides plan.json, and details for the report."""
+
+    plan: ExecutionPlan
+    files: tuple[str, ...]
+    details: dict[str, Any]
+
+
+def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: bool, threads: int) -> Compiled:
+    """Compile a model into `folder` and write its plan.
+
+    Args:
+        model: standard ops, functions inlined.
+        folder: gets the files.
+        machine: what code is generated for.
+        fallback: leave what TVM does not take to ONNX Runtime.
+        threads: of the parts in ONNX Runtime.
+
+    Raises:
+        GraphoptError: nodes that TVM does not take and no fallback, or nothing that it takes; a compiler failed.
+    """
+    shapes = Shapes(model).infer()
+    refused = unsupported(model, shapes)
+    if refused and not fallback:
+        raise _refusal(refused, model)
+    pieces = partition(model, shapes, [node for node, _ in refused])
+    if pieces and not any(piece.runtime == "tvm" for piece in pieces):
+        raise GraphoptError(
+            f"no part of the model is worth compiling with TVM: it does not take {_summary(refused)}; use --target cpu"
+        )
+    parts: list[Part] = []
+    files: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for number, piece in enumerate(pieces):
+        whole = len(pieces) == 1
+        part, names, seconds = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole)
+        parts.append(part)
+        files += names
+        rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), "seconds": seconds})
+    graph = model.graph
+    specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
+    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts))
+    plan.write(folder)
+    details = {
+        "machine": dataclasses.asdict(machine),
+        "parts": rows,
+        "boundary_bytes": boundary_bytes(pieces, shapes),
+        "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
+    }
+    return Compiled(plan, tuple(files), details)
+
+
+def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
+    first, reason = refused[0]
+    hint = "tvm{fallback=onnxruntime} leaves such nodes to ONNX Runtime"
+    return GraphoptError(
+        f"TVM does not take {len(refused)} of {len(model.graph)} nodes ({_summary(refused)}), first "
+        f"{first.name or first.op_type!r}: {reason}; {hint}; all of them: graphopt inspect --target tvm"
+    )
+
+
+def _summary(refused: list[tuple[ir.Node, str]]) -> str:
+    counts = Counter(node.op_type for node, _ in refused)
+    return ", ".join(f"{count} {op}" for op, count in counts.most_common(5)) + (" ..." if len(counts) > 5 else "")
+
+
+def _compile_piece(
+    model: ir.Model, piece: Piece, shapes: Shapes, folder: Path, machine: Machine, threads: int, number: int,
+    whole: bool,
+) -> tuple[Part, tuple[str, ...], dict[str, float]]:  # fmt: skip
+    from graphopt.ir.writer import write
+
+    values = (model.graph.inputs, model.graph.outputs) if whole else (piece.inputs, piece.outputs)
+    inputs, outputs = (tuple(value.name or "" for value in side) for side in values)
+    if piece.runtime == "onnxruntime":
+        name = f"part{number}.onnx"
+        part = extract(model, piece, shapes)
+        _fuse(part, threads)
+        return Part("onnxruntime", name, inputs, outputs), write(part, folder / name, "never"), {}
+    name = LIBRARY if whole else f"part{number}.so"
+    with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as scratch:
+        source = Path(scratch) / "part.onnx"
+        write(model if whole else extract(model, piece, shapes), source)
+        seconds = compile_library(source, folder / name, machine)
+    return Part("tvm", name, inputs, outputs), (name,), seconds
+
+
+def _fuse(part: ir.Model, threads: int) -> None:
+    """The passes that ONNX Runtime's own target ends with."""
+    from graphopt.manager import pipeline
+    from graphopt.manager.context import Context
+    from graphopt.manager.runner import run
+    from graphopt.targets.onnxruntime.target import Cpu
+
+    run(part, pipeline.parse("@fuse-target"), Context(part, target=Cpu(threads=threads)))
+
+
+def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, float]:
+    """Compile an ONNX file in a child process; return seconds by step.
+
+    Raises:
+        GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
+    """
+    from graphopt.targets.child import Child
+    from graphopt.targets.tvm.toolchain import compiler
+
+    compiler(machine.triple)  # the message comes before the work
+    child = Child("graphopt.targets.tvm.worker_compile", "TVM's compiler", model.name, time_limit=COMPILE_SECONDS)
+    try:
+        request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
+        return dict(child.ask("compiling", request)[0]["seconds"])
+    finally:
+        child.close()
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    dtype = value.dtype.name.lower() if value.dtype is not None else "undefined"
+    return TensorSpec(value.name or "", f"tensor({dtype})", shape)

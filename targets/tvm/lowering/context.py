@@ -1,0 +1,140 @@
+"""The Relax function under construction: values by their IR value, constants, and what rules emit through.
+
+Not here: the order of nodes (graph.py), how an op is written (the rules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import GraphoptError
+from graphopt.ir.constants import const_tensor
+from graphopt.targets.tvm.lowering.symbols import DimExprs
+from graphopt.targets.tvm.lowering.view import View, dtype_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from graphopt import ir
+    from graphopt.analysis.dims import Dim
+    from graphopt.analysis.shapes import Shapes
+
+    Expr = Any
+
+
+class Lowering:
+    """What rules write with. `op` is tvm.relax.op; `relax`, `te`, `tirx` and `topi` are TVM's modules of that name.
+
+    Args:
+        shapes: analysis of the model, run.
+        builder: TVM's BlockBuilder; None makes one.
+    """
+
+    def __init__(self, shapes: Shapes, builder: Any = None) -> None:
+        from tvm import relax, te, tirx, topi
+
+        self.relax, self.op, self.te_lang, self.tirx, self.topi = relax, relax.op, te, tirx, topi
+        self.shapes = shapes
+        self.builder = relax.BlockBuilder() if builder is None else builder
+        self.symbols = DimExprs()
+        self.functions: dict[ir.Graph, Any] = {}  # branches that are functions already
+        self._exprs: dict[ir.Value, Expr] = {}
+
+    # ---- values ----------------------------------------------------------------------------------------------------
+
+    def bind(self, value: ir.Value, expr: Expr) -> None:
+        self._exprs[value] = expr
+
+    def get(self, value: ir.Value) -> Expr:
+        """The Relax expression of a value; constants are made on first use."""
+        if value not in self._exprs:
+            tensor = const_tensor(value)
+            if tensor is None:
+                raise GraphoptError(f"value {value.name!r} is read before it is lowered")
+            self._exprs[value] = self.const(tensor.numpy())
+        return self._exprs[value]
+
+    def input(self, n: View, index: int) -> Expr:
+        """An operand that is there."""
+        value = n.value(index)
+        if value is None:
+            raise GraphoptError(f"{n.op} {n.node.name}: operand {index} is missing")
+        return self.get(value)
+
+    def optional(self, n: View, index: int) -> Expr | None:
+        return self.input(n, index) if n.has(index) else None
+
+    def const(self, value: np.ndarray | float | int | bool, dtype: str | None = None) -> Expr:
+        """A constant; `dtype` as numpy spells it."""
+        import numpy as np
+
+        array = np.asarray(value, dtype=dtype)
+        if not array.flags.c_contiguous:  # ascontiguousarray would turn a scalar into a vector
+            array = np.ascontiguousarray(array)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return self.relax.const(array, dtype=array.dtype.name)  # without it 64-bit scalars become 32-bit ones
+
+    # ---- shapes ----------------------------------------------------------------------------------------------------
+
+    def dim(self, dim: Dim) -> Expr:
+        """A dim as an int64 TVM expression."""
+        return self.symbols.expr(dim)
+
+    def shape(self, value: ir.Value | None) -> list[Expr]:
+        """A value's dims as int64 TVM expressions."""
+        dims = self.shapes.dims(value)
+        if dims is None:
+            name = value.name if value is not None else ""
+            raise GraphoptError(f"the rank of {name!r} is not known; fix the input sizes with --input-shapes")
+        return [self.dim(dim) for dim in dims]
+
+    def out_shape(self, n: View, index: int = 0) -> list[Expr]:
+        return self.shape(n.node.outputs[index])
+
+    def type_of(self, value: ir.Value) -> Any:
+        """The Relax type of a tensor."""
+        return self.relax.TensorType(self.shape(value), dtype_name(value))
+
+    # ---- emitting --------------------------------------------------------------------------------------------------
+
+    def emit(self, expr: Expr, name: str = "") -> Expr:
+        """Bind an expression to a variable, whose type is then known."""
+        return self.builder.emit(expr, name)
+
+    def te(self, compute: Callable[..., Any], *args: Any, name: str) -> Expr:
+        """Bind a function in TE over Relax expressions; `name` is that of the TIR function."""
+        from tvm.ir import Call
+
+        bound = [self.emit(arg) if isinstance(arg, Call) else arg for arg in args]
+        return self.builder.emit_te(compute, *bound, primfunc_name_hint=name)
+
+    def cast(self, expr: Expr, dtype: str) -> Expr:
+        """astype; comparison with zero for bool."""
+        have = self.dtype_of(expr)
+        if have == dtype:
+            return expr
+        if dtype == "bool":
+            return self.op.not_equal(expr, self.const(0, have))
+        return self.op.astype(expr, dtype)
+
+    def dtype_of(self, expr: Expr) -> str:
+        """Element type of a tensor as numpy spells it."""
+        dtype = self.builder.normalize(expr).ty.dtype
+        return str(getattr(dtype, "dtype", dtype))
+
+    def reshape(self, expr: Expr, shape: Sequence[Any]) -> Expr:
+        return self.op.reshape(expr, self.relax.ShapeExpr(list(shape)))
+
+    def is_const(self, expr: Expr) -> bool:
+        """Whether an expression is a constant of this module."""
+        from tvm.ir import GenericConst
+
+        return isinstance(expr, GenericConst)
+
+    def per_channel(self, vector: Expr, spatial: int) -> Expr:
+        """[C] -> [1, C, 1, ...]; a constant stays one."""
+        if self.is_const(vector):
+            return self.const(vector.value.numpy().reshape((1, -1) + (1,) * spatial))
+        return self.op.expand_dims(vector, [0, *range(2, 2 + spatial)])

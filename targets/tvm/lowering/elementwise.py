@@ -1,0 +1,332 @@
+"""Rules of ops that work element by element, with numpy's broadcasting."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from graphopt.targets.tvm.lowering.table import ALL, FLOATS, INTS, NUMBERS, lowers
+
+if TYPE_CHECKING:
+    from graphopt.targets.tvm.lowering.context import Lowering
+    from graphopt.targets.tvm.lowering.view import View
+
+    Expr = Any
+
+_UNARY_FLOAT = {
+    "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Floor": "floor", "Ceil": "ceil", "Sin": "sin", "Cos": "cos",
+    "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh",
+    "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh", "Erf": "erf", "Sigmoid": "sigmoid", "IsNaN": "isnan",
+}  # fmt: skip
+_UNARY_NUMBER = {"Abs": "abs", "Neg": "negative", "Sign": "sign"}
+_BINARY = {"Add": "add", "Sub": "subtract", "Mul": "multiply", "Div": "divide"}
+_COMPARE = {
+    "Less": "less", "LessOrEqual": "less_equal", "Greater": "greater", "GreaterOrEqual": "greater_equal",
+    "Equal": "equal",
+}  # fmt: skip
+_LOGIC = {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor"}
+_BITS = {"BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor"}
+
+
+@lowers(*_UNARY_FLOAT, dtypes=FLOATS)
+def unary_float(c: Lowering, n: View) -> Expr:
+    return getattr(c.op, _UNARY_FLOAT[n.op])(c.input(n, 0))
+
+
+@lowers(*_UNARY_NUMBER, dtypes=NUMBERS)
+def unary(c: Lowering, n: View) -> Expr:
+    return getattr(c.op, _UNARY_NUMBER[n.op])(c.input(n, 0))
+
+
+@lowers(*_BINARY, dtypes=NUMBERS)
+def binary(c: Lowering, n: View) -> Expr:
+    return getattr(c.op, _BINARY[n.op])(c.input(n, 0), c.input(n, 1))
+
+
+@lowers(*_COMPARE, dtypes=ALL)
+def compare(c: Lowering, n: View) -> Expr:
+    sides = [c.input(n, 0), c.input(n, 1)]
+    if n.dtype(0) == "bool":
+        sides = [c.op.astype(side, "int8") for side in sides]
+    return getattr(c.op, _COMPARE[n.op])(*sides)
+
+
+@lowers(*_LOGIC, dtypes=frozenset({"bool"}))
+def logic(c: Lowering, n: View) -> Expr:
+    return getattr(c.op, _LOGIC[n.op])(c.input(n, 0), c.input(n, 1))
+
+
+@lowers(*_BITS, dtypes=INTS)
+def bits(c: Lowering, n: View) -> Expr:
+    return getattr(c.op, _BITS[n.op])(c.input(n, 0), c.input(n, 1))
+
+
+@lowers("Not", dtypes=frozenset({"bool"}))
+def logical_not(c: Lowering, n: View) -> Expr:
+    return c.op.logical_not(c.input(n, 0))
+
+
+@lowers("BitwiseNot", dtypes=INTS)
+def bitwise_not(c: Lowering, n: View) -> Expr:
+    return c.op.bitwise_not(c.input(n, 0))
+
+
+@lowers("BitShift", dtypes=INTS)
+def bit_shift(c: Lowering, n: View) -> Expr:
+    shift = c.op.left_shift if n.attr("direction") == "LEFT" else c.op.right_shift
+    return shift(c.input(n, 0), c.input(n, 1))
+
+
+@lowers("Round", dtypes=FLOATS)
+def round_half_even(c: Lowering, n: View) -> Expr:
+    return rounded(c, c.input(n, 0))
+
+
+def rounded(c: Lowering, x: Expr) -> Expr:
+    """Round half to even; relax.op.round rounds half away from zero."""
+    return c.te(lambda a: c.te_lang.compute(a.shape, lambda *i: c.tirx.nearbyint(a(*i)), name="nearbyint"), x,
+                name="nearbyint")  # fmt: skip
+
+
+@lowers("Reciprocal", dtypes=FLOATS)
+def reciprocal(c: Lowering, n: View) -> Expr:
+    return c.op.divide(c.const(1, n.dtype(0)), c.input(n, 0))
+
+
+@lowers("Mod", dtypes=NUMBERS)
+def mod(c: Lowering, n: View) -> Expr:
+    a, b = c.input(n, 0), c.input(n, 1)
+    if n.dtype(0) in FLOATS:
+        return c.op.subtract(a, c.op.multiply(b, c.op.trunc(c.op.divide(a, b))))
+    return c.op.mod(a, b) if n.attr("fmod", 0) else c.op.floor_mod(a, b)
+
+
+def _pow_check(n: View) -> str | None:
+    if n.dtype(0) in FLOATS or _small_exponent(n) is not None:
+        return None
+    return f"Pow of {n.dtype(0)} to an exponent that is no small constant has no lowering to TVM"
+
+
+def _small_exponent(n: View) -> int | None:
+    """The exponent when it is one of 1, 2, 3 for all elements."""
+    exponent = n.const(1)
+    if (
+        exponent is None
+        or exponent.size != 1
+        or exponent.reshape(-1)[0] not in (1, 2, 3)
+        or n.shapes.dims(n.value(1)) not in ((), (1,))
+    ):
+        return None
+    return int(exponent.reshape(-1)[0])
+
+
+@lowers("Pow", dtypes=NUMBERS, check=_pow_check)
+def power(c: Lowering, n: View) -> Expr:
+    x, small = c.input(n, 0), _small_exponent(n)
+    if small is not None and n.rank(0) >= n.rank(1):
+        out = x
+        for _ in range(small - 1):
+            out = c.op.multiply(out, x)
+        return c.op.multiply(x, c.const(1, n.dtype(0))) if small == 1 else out
+    return c.op.power(x, c.cast(c.input(n, 1), n.dtype(0)))
+
+
+@lowers("Min", "Max", dtypes=NUMBERS)
+def extreme(c: Lowering, n: View) -> Expr:
+    if n.dtype(0) not in FLOATS:
+        return _folded(c, n, c.op.minimum if n.op == "Min" else c.op.maximum)
+    wins = c.op.less if n.op == "Min" else c.op.greater
+
+    def either(a: Expr, b: Expr) -> Expr:
+        a = c.emit(a)
+        return c.op.where(c.op.logical_or(wins(a, b), c.op.isnan(a)), a, b)
+
+    return _folded(c, n, either)
+
+
+@lowers("Sum", "Mean", dtypes=FLOATS)
+def total(c: Lowering, n: View) -> Expr:
+    out = _folded(c, n, c.op.add)
+    if n.op == "Sum":
+        return out
+    return c.op.divide(out, c.const(len(n.node.inputs), n.dtype(0)))
+
+
+def _folded(c: Lowering, n: View, combine: Any) -> Expr:
+    out = c.input(n, 0)
+    for index in range(1, len(n.node.inputs)):
+        out = combine(out, c.input(n, index))
+    return out
+
+
+@lowers("Where", dtypes=ALL, data=1)
+def where(c: Lowering, n: View) -> Expr:
+    return c.op.where(c.input(n, 0), c.input(n, 1), c.input(n, 2))
+
+
+_CASTS = ALL
+
+
+def _cast_check(n: View) -> str | None:
+    return None if n.out_dtype() in _CASTS else f"{n.op} to {n.out_dtype() or 'an unknown type'} has no lowering to TVM"
+
+
+@lowers("Cast", "CastLike", dtypes=_CASTS, check=_cast_check)
+def cast(c: Lowering, n: View) -> Expr:
+    return c.cast(c.input(n, 0), n.out_dtype())
+
+
+@lowers("Identity", dtypes=ALL)
+def identity(c: Lowering, n: View) -> Expr:
+    return c.input(n, 0)
+
+
+def _dropout_check(n: View) -> str | None:
+    training = n.const(2) if n.has(2) else None
+    trains = n.has(2) and (training is None or bool(training.reshape(-1)[0]))
+    return "Dropout in training mode is random" if trains else None
+
+
+@lowers("Dropout", dtypes=FLOATS, check=_dropout_check)
+def dropout(c: Lowering, n: View) -> list[Expr | None]:
+    mask = c.op.full(c.relax.ShapeExpr(c.out_shape(n, 1)), c.const(True), "bool") if n.wants(1) else None
+    return [c.input(n, 0), mask]
+
+
+@lowers("IsInf", dtypes=FLOATS)
+def is_inf(c: Lowering, n: View) -> Expr:
+    x = c.input(n, 0)
+    if n.attr("detect_positive", 1) and n.attr("detect_negative", 1):
+        return c.op.isinf(x)
+    limit = math.inf if n.attr("detect_positive", 1) else -math.inf
+    if not (n.attr("detect_positive", 1) or n.attr("detect_negative", 1)):
+        return c.op.logical_and(c.op.isinf(x), c.const(False))
+    return c.op.equal(x, c.const(limit, n.dtype(0)))
+
+
+@lowers("Clip", dtypes=NUMBERS)
+def clip(c: Lowering, n: View) -> Expr:
+    out, fixed = c.input(n, 0), {}
+    for index, name, beyond in ((1, "min", c.op.less), (2, "max", c.op.greater)):
+        if name in n.node.attributes:  # opset 6
+            fixed[name] = n.attr(name)
+        elif n.const(index) is not None:
+            fixed[name] = n.const(index).reshape(()).item()  # type: ignore[union-attr]
+        elif n.has(index):
+            bound = c.input(n, index)
+            out = c.emit(c.op.where(beyond(out, bound), bound, out))
+    return clipped(c, out, fixed.get("min"), fixed.get("max"), n.dtype(0)) if fixed else out
+
+
+def clipped(c: Lowering, x: Expr, low: float | None, high: float | None, dtype: str, name: str = "clip") -> Expr:
+    """Between numbers; NaN stays NaN, which TVM's own max and min do not keep."""
+    tirx = c.tirx
+
+    def compute(a: Any) -> Any:
+        def at(*i: Any) -> Any:
+            value = a(*i)
+            if low is not None:
+                value = tirx.Select(value < tirx.const(low, dtype), tirx.const(low, dtype), value)
+            return (
+                value if high is None else tirx.Select(value > tirx.const(high, dtype), tirx.const(high, dtype), value)
+            )
+
+        return c.te_lang.compute(a.shape, at, name=name)
+
+    return c.te(compute, x, name=name)
+
+
+# ---- activations ---------------------------------------------------------------------------------------------------
+
+
+@lowers("Relu", dtypes=NUMBERS)
+def relu(c: Lowering, n: View) -> Expr:
+    return clipped(c, c.input(n, 0), 0, None, n.dtype(0), "relu")
+
+
+@lowers("LeakyRelu", dtypes=FLOATS)
+def leaky_relu(c: Lowering, n: View) -> Expr:
+    return c.op.nn.leakyrelu(c.input(n, 0), float(n.attr("alpha", 0.01)))
+
+
+@lowers("PRelu", dtypes=FLOATS)
+def prelu(c: Lowering, n: View) -> Expr:
+    x = c.input(n, 0)
+    return c.op.where(c.op.less(x, c.const(0, n.dtype(0))), c.op.multiply(x, c.input(n, 1)), x)
+
+
+@lowers("Elu", "Selu", "Celu", dtypes=FLOATS)
+def elu(c: Lowering, n: View) -> Expr:
+    x, dtype = c.input(n, 0), n.dtype(0)
+    alpha = float(n.attr("alpha", 1.67326319217681884765625 if n.op == "Selu" else 1.0))
+    inner = c.op.divide(x, c.const(alpha, dtype)) if n.op == "Celu" else x
+    below = c.op.multiply(c.const(alpha, dtype), c.op.subtract(c.op.exp(inner), c.const(1, dtype)))
+    out = c.op.where(c.op.less(x, c.const(0, dtype)), below, x)
+    if n.op != "Selu":
+        return out
+    return c.op.multiply(out, c.const(float(n.attr("gamma", 1.05070102214813232421875)), dtype))
+
+
+@lowers("ThresholdedRelu", dtypes=FLOATS)
+def thresholded_relu(c: Lowering, n: View) -> Expr:
+    x, dtype = c.input(n, 0), n.dtype(0)
+    return c.op.where(c.op.greater(x, c.const(float(n.attr("alpha", 1.0)), dtype)), x, c.const(0, dtype))
+
+
+@lowers("Shrink", dtypes=FLOATS)
+def shrink(c: Lowering, n: View) -> Expr:
+    x, dtype = c.input(n, 0), n.dtype(0)
+    lambd, bias = c.const(float(n.attr("lambd", 0.5)), dtype), c.const(float(n.attr("bias", 0.0)), dtype)
+    upper = c.op.where(c.op.greater(x, lambd), c.op.subtract(x, bias), c.const(0, dtype))
+    return c.op.where(c.op.less(x, c.op.negative(lambd)), c.op.add(x, bias), upper)
+
+
+@lowers("HardSigmoid", dtypes=FLOATS)
+def hard_sigmoid(c: Lowering, n: View) -> Expr:
+    return hard_sigmoid_of(c, c.input(n, 0), float(n.attr("alpha", 0.2)), float(n.attr("beta", 0.5)), n.dtype(0))
+
+
+@lowers("HardSwish", dtypes=FLOATS)
+def hard_swish(c: Lowering, n: View) -> Expr:
+    x = c.input(n, 0)
+    return c.op.multiply(x, hard_sigmoid_of(c, x, 1 / 6, 0.5, n.dtype(0)))
+
+
+def hard_sigmoid_of(c: Lowering, x: Expr, alpha: float, beta: float, dtype: str) -> Expr:
+    """max(0, min(1, alpha * x + beta))."""
+    line = c.op.add(c.op.multiply(x, c.const(alpha, dtype)), c.const(beta, dtype))
+    return clipped(c, line, 0, 1, dtype)
+
+
+@lowers("Swish", dtypes=FLOATS)
+def swish(c: Lowering, n: View) -> Expr:
+    x, alpha = c.input(n, 0), float(n.attr("alpha", 1.0))
+    return c.op.multiply(x, c.op.sigmoid(x if alpha == 1.0 else c.op.multiply(x, c.const(alpha, n.dtype(0)))))
+
+
+@lowers("Softplus", dtypes=FLOATS)
+def softplus(c: Lowering, n: View) -> Expr:
+    return softplus_of(c, c.input(n, 0), n.dtype(0))
+
+
+@lowers("Mish", dtypes=FLOATS)
+def mish(c: Lowering, n: View) -> Expr:
+    x = c.input(n, 0)
+    return c.op.multiply(x, c.op.tanh(softplus_of(c, x, n.dtype(0))))
+
+
+def softplus_of(c: Lowering, x: Expr, dtype: str) -> Expr:
+    """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    small = c.op.exp(c.op.negative(c.op.abs(x)))
+    return c.op.add(clipped(c, x, 0, None, dtype, "relu"), c.op.log(c.op.add(small, c.const(1, dtype))))
+
+
+@lowers("Softsign", dtypes=FLOATS)
+def softsign(c: Lowering, n: View) -> Expr:
+    x = c.input(n, 0)
+    return c.op.divide(x, c.op.add(c.op.abs(x), c.const(1, n.dtype(0))))
+
+
+@lowers("Gelu", dtypes=FLOATS)
+def gelu(c: Lowering, n: View) -> Expr:
+    return (c.op.nn.gelu_tanh if n.attr("approximate", "none") == "tanh" else c.op.nn.gelu)(c.input(n, 0))

@@ -1,0 +1,156 @@
+"""Rules of quantization: Q/DQ of all granularities, and the integer products, in 32-bit integers and floats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graphopt.targets.tvm.lowering.elementwise import rounded
+from graphopt.targets.tvm.lowering.linear import convolved
+from graphopt.targets.tvm.lowering.table import FLOATS, lowers
+
+if TYPE_CHECKING:
+    from graphopt.targets.tvm.lowering.context import Lowering
+    from graphopt.targets.tvm.lowering.view import View
+
+    Expr = Any
+
+CODES = frozenset({"int8", "uint8", "int16", "uint16", "int32"})
+BYTES = frozenset({"int8", "uint8"})
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+
+
+def spread(c: Lowering, n: View, index: int) -> Expr | None:
+    """A scale or zero point with the rank of the data: per tensor, per axis, or one per block of an axis."""
+    if not n.has(index):
+        return None
+    value, rank, own = c.input(n, index), n.rank(0), n.rank(index)
+    dims = n.dims(index) or ()
+    if own == 0 or dims == (1,):
+        return c.emit(c.reshape(value, [1] * rank)) if own else value
+    axis = n.axis(1)
+    if not n.attr("block_size", 0):
+        return c.emit(c.op.expand_dims(value, [d for d in range(rank) if d != axis])) if rank > 1 else value
+    block, out = int(n.attr("block_size")), c.shape(n.value(0))
+
+    def compute(a: Any) -> Any:
+        def at(*i: Any) -> Any:
+            return a(*[c.tirx.floordiv(j, block) if d == axis else j for d, j in enumerate(i)])
+
+        return c.te_lang.compute(out, at, name="repeat_blocks")
+
+    return c.te(compute, value, name="repeat_blocks")
+
+
+@lowers("DequantizeLinear", dtypes=CODES)
+def dequantize(c: Lowering, n: View) -> Expr:
+    """(x - zero point) * scale."""
+    x, scale, zero = c.input(n, 0), spread(c, n, 1), spread(c, n, 2)
+    wide = c.op.astype(x, "int32")
+    if zero is not None:
+        wide = c.op.subtract(wide, c.op.astype(zero, "int32"))
+    return c.op.multiply(c.op.astype(wide, n.out_dtype()), scale)
+
+
+def _quantize_check(n: View) -> str | None:
+    if n.out_dtype() not in _LIMITS:
+        return f"QuantizeLinear to {n.out_dtype() or 'an unknown type'} has no lowering to TVM"
+    return None
+
+
+@lowers("QuantizeLinear", dtypes=FLOATS, check=_quantize_check)
+def quantize(c: Lowering, n: View) -> Expr:
+    """saturate(round(x / scale) + zero point), halves to even."""
+    return to_codes(c, c.op.divide(c.input(n, 0), spread(c, n, 1)), spread(c, n, 2), n.out_dtype())
+
+
+def to_codes(c: Lowering, steps: Expr, zero: Expr | None, dtype: str) -> Expr:
+    """saturate(round(steps) + zero) as integer codes."""
+    steps = c.emit(steps)
+    low, high = _LIMITS[dtype]
+    kind = c.dtype_of(steps)
+    code = rounded(c, steps)
+    if zero is not None:
+        code = c.op.add(code, c.op.astype(zero, kind))
+    return c.op.astype(c.op.minimum(c.op.maximum(code, c.const(low, kind)), c.const(high, kind)), dtype)
+
+
+@lowers("DynamicQuantizeLinear", dtypes=frozenset({"float32"}))
+def dynamic_quantize(c: Lowering, n: View) -> list[Expr]:
+    """To uint8 over the range of the tensor, which is made to hold 0."""
+    x, zero = c.input(n, 0), c.const(0, "float32")
+    low = c.emit(c.op.minimum(c.op.min(x), zero))
+    high = c.emit(c.op.maximum(c.op.max(x), zero))
+    width = c.emit(c.op.divide(c.op.subtract(high, low), c.const(255, "float32")))
+    scale = c.emit(c.op.where(c.op.equal(width, zero), c.const(1, "float32"), width))
+    point = c.emit(to_codes(c, c.op.divide(c.op.negative(low), scale), None, "uint8"))
+    return [to_codes(c, c.op.divide(x, scale), point, "uint8"), scale, point]
+
+
+def _shifted(c: Lowering, x: Expr, zero: Expr | None) -> Expr:
+    wide = c.op.astype(x, "int32")
+    return c.emit(wide if zero is None else c.op.subtract(wide, c.op.astype(zero, "int32")))
+
+
+def _rows(c: Lowering, n: View, index: int) -> Expr | None:
+    """A zero point of a left operand: [M] counts rows."""
+    value = c.optional(n, index)
+    per_row = value is not None and n.rank(index) == 1 and n.dims(index) != (1,)
+    return c.emit(c.op.expand_dims(value, [1])) if per_row else value
+
+
+@lowers("MatMulInteger", dtypes=BYTES)
+def matmul_integer(c: Lowering, n: View) -> Expr:
+    a = _shifted(c, c.input(n, 0), _rows(c, n, 2))
+    b = _shifted(c, c.input(n, 1), c.optional(n, 3))
+    return c.op.matmul(a, b, out_dtype="int32")
+
+
+@lowers("QLinearMatMul", dtypes=BYTES)
+def qlinear_matmul(c: Lowering, n: View) -> Expr:
+    """Operands a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero."""
+    a = _shifted(c, c.input(n, 0), _rows(c, n, 2))
+    b = _shifted(c, c.input(n, 3), c.input(n, 5))
+    product = c.op.astype(c.op.matmul(a, b, out_dtype="int32"), "float32")
+    left = _rows(c, n, 1)
+    factor = c.op.divide(c.op.multiply(left, c.input(n, 4)), c.input(n, 6))
+    return to_codes(c, c.op.multiply(product, factor), c.input(n, 7), n.out_dtype())
+
+
+def _static_kernel(index: int) -> Any:
+    def check(n: View) -> str | None:
+        dims, kernel = n.dims(0), n.static(index)
+        if dims is None or len(dims) not in (3, 4) or kernel is None:
+            return f"{n.op} of other than 1 or 2 spatial dims, or of a kernel of unknown size, has no lowering to TVM"
+        if n.attr("auto_pad", "NOTSET").startswith("SAME") and not all(isinstance(d, int) for d in dims[2:]):
+            return f"{n.op} with auto_pad on dynamic sizes has no lowering to TVM; bind them with --dim"
+        return None
+
+    return check
+
+
+@lowers("ConvInteger", dtypes=BYTES, check=_static_kernel(1))
+def conv_integer(c: Lowering, n: View) -> Expr:
+    x = _shifted(c, c.input(n, 0), c.optional(n, 2))
+    w = _shifted(c, c.input(n, 1), _kernels(c, n, 3, n.rank(1)))
+    return convolved(c, n, x, w, 1, None)
+
+
+@lowers("QLinearConv", dtypes=BYTES, check=_static_kernel(3))
+def qlinear_conv(c: Lowering, n: View) -> Expr:
+    """Operands x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias."""
+    spatial = n.rank(0) - 2
+    x = _shifted(c, c.input(n, 0), c.input(n, 2))
+    w = _shifted(c, c.input(n, 3), _kernels(c, n, 5, n.rank(3)))
+    total = c.emit(convolved(c, n, x, w, 3, c.optional(n, 8)))
+    scale = c.input(n, 4)
+    scale = c.per_channel(scale, spatial) if n.rank(4) == 1 and n.dims(4) != (1,) else scale
+    factor = c.op.divide(c.op.multiply(c.input(n, 1), scale), c.input(n, 6))
+    return to_codes(c, c.op.multiply(c.op.astype(total, "float32"), factor), c.input(n, 7), n.out_dtype())
+
+
+def _kernels(c: Lowering, n: View, index: int, rank: int) -> Expr | None:
+    """A zero point of a kernel: one, or one per output channel, which is the first axis."""
+    value = c.optional(n, index)
+    if value is None or n.rank(index) == 0 or n.dims(index) == (1,):
+        return value
+    return c.emit(c.op.expand_dims(value, list(range(1, rank))))

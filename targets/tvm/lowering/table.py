@@ -1,0 +1,138 @@
+"""The table of ops: who lowers an op, for which element types, and what a single node may not ask for.
+
+    @lowers("Selu", dtypes=FLOATS)
+    def selu(c: Lowering, n: View) -> Expr: ...
+
+    why_not(View(node, shapes, version))        # None, or the reason for which the node cannot be lowered
+
+Answers need no TVM. An op that is not in the table is unsupported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphopt.analysis import dims as dim_math
+
+if TYPE_CHECKING:
+    from graphopt.targets.tvm.lowering.context import Lowering
+    from graphopt.targets.tvm.lowering.view import View
+
+    Emit = Callable[[Lowering, View], Any]
+    Check = Callable[[View], str | None]
+
+FLOATS = frozenset({"float32", "float64", "float16"})
+INTS = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"})
+NUMBERS = FLOATS | INTS
+ALL = NUMBERS | {"bool"}
+MOVES_DATA = ALL
+
+_FAMILIES = ("elementwise", "linear", "pooling", "reduction", "normalization", "movement", "indexing", "quantized",
+             "recurrent", "control", "resize")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one op is lowered.
+
+    Attributes:
+        emit: returns a Relax expression, or one per output (None for outputs that nobody reads).
+        dtypes: element types that the first tensor operand (or output) may have.
+        check: None when this node can be lowered, else why not, from attributes, constants and shapes.
+        data: operand whose element type counts.
+    """
+
+    emit: Emit
+    dtypes: frozenset[str]
+    check: Check | None = None
+    data: int = 0
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def lowers(
+    *ops: str, dtypes: frozenset[str] = ALL, check: Check | None = None, data: int = 0
+) -> Callable[[Emit], Emit]:
+    """Put a function into the table as the rule of these standard ops."""
+
+    def add(emit: Emit) -> Emit:
+        for op in ops:
+            if op in _RULES:
+                raise ValueError(f"two rules lower {op}")
+            _RULES[op] = Rule(emit, dtypes, check, data)
+        return emit
+
+    return add
+
+
+@functools.cache
+def rules() -> dict[str, Rule]:
+    """Every rule by op type; all are of the standard domain."""
+    for family in _FAMILIES:
+        importlib.import_module(f"graphopt.targets.tvm.lowering.{family}")
+    return _RULES
+
+
+def why_not_op(domain: str, op_type: str, dtype: str | None = None) -> str | None:
+    """None when some node of this op (and element type, e.g. "FLOAT16") can be lowered; else why none can."""
+    if domain not in ("", "ai.onnx"):
+        return f"TVM's lowering knows no ops of domain {domain}"
+    rule = rules().get(op_type)
+    if rule is None:
+        return f"{op_type} has no lowering to TVM"
+    if dtype is not None and _spelling(dtype) not in rule.dtypes:
+        return f"{op_type} on {_spelling(dtype)} has no lowering to TVM"
+    return None
+
+
+def why_not(n: View) -> str | None:
+    """None when this node can be lowered; else why not, in one line."""
+    if known_elements(n) is not None:
+        return None
+    missing = why_not_op(n.node.domain, n.op)
+    if missing is not None:
+        return missing
+    rule = rules()[n.op]
+    dtype = n.dtype(rule.data) if n.has(rule.data) else n.out_dtype()
+    if dtype not in rule.dtypes:
+        return f"{n.op} on {dtype or 'a value that is no tensor'} has no lowering to TVM"
+    return _unknown_shape(n) or (rule.check(n) if rule.check is not None else None)
+
+
+def known_elements(n: View) -> tuple[Any, ...] | None:
+    """Elements of an integer output that shape analysis knows, numbers or sizes; None when some are not known."""
+    if len(n.node.outputs) != 1 or n.out_dtype() not in ("int64", "int32") or n.out_dims() is None:
+        return None
+    elements = n.shapes.values(n.node.outputs[0])
+    if elements is None or len(n.out_dims() or ()) > 1:
+        return None
+    for item in elements:
+        if not isinstance(item, int) and (dim_math.is_unknown(item) or not dim_math.nonnegative(item)):
+            return None
+    return elements if elements else None
+
+
+def _unknown_shape(n: View) -> str | None:
+    for kind, values in (("input", n.node.inputs), ("output", n.node.outputs)):
+        for value in values:
+            if value is None or not value.name:
+                continue
+            dims = n.shapes.dims(value)
+            if dims is None:
+                return f"the rank of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
+            if any(dim_math.is_unknown(dim) for dim in dims):
+                return f"a dim of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
+    return None
+
+
+_SPELLINGS = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+def _spelling(dtype: str) -> str:
+    """ONNX's name of an element type as numpy spells it."""
+    return _SPELLINGS.get(dtype, dtype.lower())

@@ -1,0 +1,126 @@
+"""The tvm target without TVM: spelling, what it takes and why not, how a model is split."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import networkx
+import onnx_ir
+import pytest
+from onnx import parser
+
+from graphopt.analysis.shapes import Shapes
+from graphopt.errors import GraphoptError
+from graphopt.inspecting import inspect
+from graphopt.manager.pipeline import parse
+from graphopt.manager.registry import make_target
+from graphopt.targets.tvm import machine as machines
+from graphopt.targets.tvm.partition import boundary_bytes, dependencies, partition
+
+
+def model(text: str) -> onnx_ir.Model:
+    return onnx_ir.serde.deserialize_model(parser.parse_model('<ir_version: 10, opset_import: ["":21]> g' + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tvm{device=cpux}", "did you mean 'cpu'"),
+        ("tvm{isa=avx51}", "did you mean 'avx512'"),
+        ("tvm{isas=avx2}", "did you mean 'isa'"),
+        ("tvm{device=aarch64 isa=avx2}", "device=aarch64 has no isa=avx2"),
+        ("tvm{threads=-1}", "threads=-1 is negative"),
+        ("tvn", "did you mean 'tvm'"),
+    ],
+)
+def test_wrong_options_say_what_is_meant(text: str, message: str) -> None:
+    with pytest.raises(GraphoptError, match=message):
+        make_target(text)
+
+
+def test_spelling_comes_back() -> None:
+    assert str(make_target("tvm{isa=avx2, threads=2}")) == "tvm{isa=avx2 threads=2}"
+    assert str(make_target("tvm{device=cpu}")) == "tvm"
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_the_pipeline_makes_no_contrib_ops(level: int) -> None:
+    target = make_target("tvm")
+    assert parse(target.pipeline(level)).passes()
+    assert target.supports("com.microsoft", "FusedConv", 1) is not None
+
+
+def test_machines_describe_their_vectors() -> None:
+    assert machines.of("avx2", 4).lanes() == 8 and machines.of("avx512").lanes(8) == 64
+    assert machines.of("neon").triple == "aarch64-linux-gnu"
+    assert machines.of("avx512vnni").llvm()["mattr"] == ["+avx512vnni"]
+
+
+@pytest.mark.parametrize(
+    ("text", "op", "reason"),
+    [
+        ("(float[2,2] x) => (int64[2,N] y) { y = NonZero(x) }", "NonZero", "has no lowering"),
+        ("(float[N,2] x, int64[K] s) => (float[A,B] y) { y = Reshape(x, s) }", "Reshape", "--input-shapes"),
+        ("(string[2] x) => (string[2] y) { y = Identity(x) }", "Identity", "on string"),
+        (
+            "(float[1,2,H,8] x, float[2,2,3,3] w) => (float[1,2,I,4] y) "
+            '{ y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, w) }',
+            "Conv",
+            "bind them with --dim",
+        ),
+        (
+            "(float[T,1,4] x, float[1,20,4] w, float[1,20,5] r) => (float[T,1,1,5] y) { y = LSTM<hidden_size=5>(x, w, "
+            "r) }",
+            "LSTM",
+            "dynamic length",
+        ),
+    ],
+)
+def test_inspect_says_what_is_not_taken(text: str, op: str, reason: str) -> None:
+    rows = inspect(model(text), make_target("tvm"))["unsupported"]
+    assert rows and rows[0]["op"] == op and reason in rows[0]["reason"], rows
+
+
+def test_inspect_takes_shape_arithmetic() -> None:
+    text = """(float[N,2,3] x) => (float[N,6] y) { s = Shape<end=1>(x) m = Constant<value_ints=[-1]>()
+        t = Concat<axis=0>(s, m) y = Reshape(x, t) }"""
+    assert inspect(model(text), make_target("tvm"))["unsupported"] == []
+
+
+CHAIN = """(float[4,4] x, float[4,4] w) => (float[4,4] y) { a = MatMul(x, w) b = Hardmax(a) c = MatMul(a, w)
+    d = MatMul(b, c) e = Relu(d) f = Hardmax(e) h = Add(f, e) y = MatMul(h, w) }"""
+
+
+def split(text: str) -> tuple[onnx_ir.Model, Shapes, list]:
+    made = model(text)
+    shapes = Shapes(made).infer()
+    return made, shapes, partition(made, shapes, [node for node in made.graph if node.op_type == "Hardmax"])
+
+
+def test_parts_are_convex_and_few() -> None:
+    made, shapes, pieces = split(CHAIN)
+    assert [piece.runtime for piece in pieces] == ["tvm", "onnxruntime", "tvm", "onnxruntime", "tvm"]
+    graph = dependencies(made.graph)
+    part = {node: index for index, piece in enumerate(pieces) for node in piece.nodes}
+    assert all(part[a] <= part[b] for a, b in graph.edges)
+    quotient = networkx.DiGraph((part[a], part[b]) for a, b in graph.edges if part[a] != part[b])
+    assert networkx.is_directed_acyclic_graph(quotient)
+    for before, after in itertools.pairwise(pieces):
+        assert before.runtime != after.runtime
+    assert boundary_bytes(pieces, shapes) == 64 * len([v for p in pieces for v in p.inputs if v.producer() is not None])
+
+
+def test_a_small_part_without_products_is_not_worth_a_boundary() -> None:
+    text = "(float[4,4] x) => (float[4,4] y) { a = Hardmax(x) b = Relu(a) c = Hardmax(b) y = MatMul(c, c) }"
+    _, _, pieces = split(text)
+    assert [(piece.runtime, len(piece.nodes)) for piece in pieces] == [("onnxruntime", 3), ("tvm", 1)]
+
+
+def test_listing_does_not_import_tvm() -> None:
+    code = (
+        "import sys; from graphopt.manager.registry import targets; targets(); "
+        "assert not {'tvm', 'tvm_ffi', 'torch', 'onnxruntime'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
