@@ -7,14 +7,13 @@ The metric of one int8 model is taken twice: with exact arithmetic, and from ONN
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.figure import Figure, Table, arguments, say
 from benchmarks.quant import emulated, quantizers, tasks
+from benchmarks.quant.ours import quantized
 from benchmarks.quant.task import Task
 
 if TYPE_CHECKING:
@@ -89,8 +88,10 @@ def _task(task: Task, samples: int, folder: Path, table: Table) -> None:
 
 def _models(task: Task, folder: Path) -> list[tuple[str, Path, bool]]:
     calibration = task.calibration_of(CALIBRATION)
-    unsafe = _ours(task.model, calibration, folder / "unsafe", "ignore")
-    safe = _ours(task.model, calibration, folder / "safe", "safe")
+    unsafe, safe = (
+        quantized(task.model, [f"quantize-static{{method=minmax saturation={kind}}}"], folder / kind, calibration).path
+        for kind in ("ignore", "safe")
+    )
     peers = {}
     for label, name in (("reduce_range", "ort-reduce-range"), ("u8u8", "ort-u8u8")):
         made = quantizers.quantize(name, task.model, calibration, folder / name)
@@ -103,16 +104,6 @@ def _models(task: Task, folder: Path) -> list[tuple[str, Path, bool]]:
         *((label, path, False) for label, path in peers.items()),
         (OURS, safe, False),
     ]
-
-
-def _ours(model: Path, calibration: Path, folder: Path, saturation: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / "model.onnx"
-    passes = f'O2{{with=["quantize-static{{method=minmax saturation={saturation}}}"]}}'
-    command = [sys.executable, "-P", "-m", "graphopt", "opt", str(model), "--target", "cpu", "-p", passes]
-    command += ["--calibration-data", str(calibration), "--numerics", "off", "-o", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
 
 
 def _exact(model: Path, batches: list[dict[str, Any]]) -> list[list[Any]]:

@@ -141,6 +141,12 @@ def publish(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def empty(folder: Path) -> None:
+    """Remove what a target wrote into the folder of an artifact that is not finished."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def _swap(scratch: Path, out: Path) -> None:
     if not out.exists():
         os.replace(scratch, out)

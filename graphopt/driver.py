@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
-from graphopt import paying
+from graphopt import paying, steering
 from graphopt.artifact import Artifact
 from graphopt.calibrating import open_calibration
 from graphopt.checks import Check, Numbers, data_files
 from graphopt.environment import machine, versions
-from graphopt.errors import GraphoptError, PassError, VerificationError
+from graphopt.errors import GateError, GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
 from graphopt.gating import FloatTwin, Gating
@@ -269,17 +269,26 @@ def compile(
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, artifacts.publish(out) as folder:
         job = _Job(source, chosen, options, Path(scratch))
         job.transform()
-        start = time.perf_counter()
-        files = chosen.compile(job.model, folder, options.external_data)
-        job.seconds["lower"] = time.perf_counter() - start
         twin = FloatTwin(job, lambda source, changed, place: _Job(source, chosen, changed, place))
-        settled = paying.settle(job, files, folder, twin)
-        job, files = settled.job, settled.files
-        if options.numerics == "off":
-            numbers = job.check.skipped("numerics are off")
-        else:
-            numbers = job.check.end(folder / _checked(files, chosen), job.result, chosen, files.settings)
-        numbers = gating.judge(job, files, folder, numbers, twin, settled.hint())
+        while True:
+            start = time.perf_counter()
+            files = chosen.compile(job.model, folder, options.external_data)
+            job.seconds["lower"] = time.perf_counter() - start
+            settled = paying.settle(job, files, folder, twin)
+            job, files = settled.job, settled.files
+            if options.numerics == "off":
+                numbers = job.check.skipped("numerics are off")
+            else:
+                numbers = job.check.end(folder / _checked(files, chosen), job.result, chosen, files.settings)
+            try:
+                numbers = gating.judge(job, files, folder, numbers, twin, settled.hint())
+            except GateError:
+                if not steering.helps(gating.evaluation, job):
+                    raise
+                job = steering.again(job, twin.make_job)
+                artifacts.empty(folder)
+                continue
+            break
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
         manifest = {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphopt.calibrating import Calibrating
     from graphopt.checks import Numbers
     from graphopt.driver import Options, _Job
+    from graphopt.manager.pipeline import Pipeline
     from graphopt.target import CompiledFiles, Runner, Target
 
     MakeJob = Callable[[Any, Options, Path], _Job]
@@ -147,6 +148,27 @@ def rerun(job: _Job, options: Options, make_job: MakeJob) -> _Job:
     again = make_job(source, options, scratch)
     again.transform()
     return again
+
+
+def rerun_as(job: _Job, pipeline: Pipeline, make_job: MakeJob) -> _Job:
+    """Another run from the source of a run, through another pipeline, with the statistics that are there already."""
+    options = replace(
+        job.options,
+        passes=str(pipeline),
+        precision=None,
+        recipe=None,
+        disable=(),
+        opset=None,
+        require_effect=False,
+        dump_dir=None,
+    )
+
+    def sharing(source: Any, changed: Options, scratch: Path) -> _Job:
+        made = make_job(source, changed, scratch)
+        made.calibration = job.calibration
+        return made
+
+    return rerun(job, options, sharing)
 
 
 def feeds_of(job: _Job, float_job: _Job) -> Mapping[str, Any]:

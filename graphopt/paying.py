@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.artifact import empty
 from graphopt.evaluation import Compiled, Latency
-from graphopt.gating import FloatTwin, compiled, feeds_of, lossy_passes, rerun
+from graphopt.gating import FloatTwin, compiled, feeds_of, lossy_passes, rerun_as
 from graphopt.manager.pipeline import Fix, Pipeline
 from graphopt.slowness import slow_sites, time_nodes
 
@@ -161,26 +162,10 @@ def _without(job: _Job, slow: Mapping[str, float], make_job: MakeJob) -> _Candid
     assert job.target is not None
     folder = job.scratch / "mixed-compiled"
     folder.mkdir()
-    options = replace(
-        job.options,
-        passes=str(pipeline),
-        precision=None,
-        recipe=None,
-        disable=(),
-        opset=None,
-        require_effect=False,
-        dump_dir=None,
-    )
-
-    def sharing(source: Any, changed: Options, scratch: Path) -> _Job:
-        made = make_job(source, changed, scratch)
-        made.calibration = job.calibration  # it knows the statistics of this model already
-        return made
-
-    again = rerun(job, options, sharing)
+    again = rerun_as(job, pipeline, make_job)
     if not lossy_passes(again):
         return None  # nothing is left in int8: that is the float model
-    files = job.target.compile(again.model, folder, options.external_data)
+    files = job.target.compile(again.model, folder, job.options.external_data)
     return _Candidate("mixed", again, files, compiled(job.target, files, folder))
 
 
@@ -220,7 +205,6 @@ def _quantizer(job: _Job) -> str:
 
 def _move(chosen: _Candidate, folder: Path) -> None:
     """Put a candidate's files into the folder that will be shipped, in place of those that are there."""
-    for path in folder.iterdir():
-        path.unlink()
+    empty(folder)
     for name in chosen.files.files:
         shutil.move(chosen.compiled.runnable.path.parent / name, folder / name)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 THREADS = 2
 SEED = 20260101
+DEAD = 1e-4
+"""A feature whose standard deviation is less than this part of the largest one is rounding noise."""
 
 
 def seeded() -> None:
@@ -59,7 +61,7 @@ def train(module: Any, images: Any, labels: Any, *, epochs: int, rate: float, ba
 
 
 def linear_head(features: np.ndarray, labels: np.ndarray, decay: float = 1e-4) -> tuple[Any, Any]:
-    """Multinomial logistic regression by L-BFGS on standardized features.
+    """Multinomial logistic regression by L-BFGS on standardized features; one that never changes gets no weight.
 
     Args:
         features: float32 [n, d]. labels: int64 [n].
@@ -71,7 +73,9 @@ def linear_head(features: np.ndarray, labels: np.ndarray, decay: float = 1e-4) -
     import torch
 
     x, y = torch.from_numpy(features).double(), torch.from_numpy(labels)
-    mean, scale = x.mean(0), x.std(0) + 1e-6
+    mean, scale = x.mean(0), x.std(0)
+    alive = scale > DEAD * scale.max()
+    scale = torch.where(alive, scale, torch.inf)
     x = (x - mean) / scale
     weight = torch.zeros(int(y.max()) + 1, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(weight), dtype=torch.float64, requires_grad=True)

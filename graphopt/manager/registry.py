@@ -37,6 +37,13 @@ def _walk(package: str) -> list[ModuleType]:
     return [importlib.import_module(name) for name in sorted(names)]
 
 
+def _target_modules() -> list[ModuleType]:
+    """`target.py` of every folder in `targets/`: what stands beside it is the target's own, and may import slowly."""
+    root = importlib.import_module("graphopt.targets")
+    folders = [info.name for info in pkgutil.iter_modules(root.__path__, "graphopt.targets.") if info.ispkg]
+    return [importlib.import_module(f"{folder}.target") for folder in sorted(folders)]
+
+
 def _classes(module: ModuleType) -> list[type[Pass]]:
     return [cls for _, cls in inspect.getmembers(module, is_concrete) if cls.__module__ == module.__name__]
 
@@ -168,7 +175,7 @@ def _targets() -> tuple[dict[str, Any], tuple[str, ...]]:
     from graphopt.target import Target
 
     table: dict[str, Any] = {}
-    for module in _walk("graphopt.targets"):
+    for module in _target_modules():
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if (
                 issubclass(cls, Target)
