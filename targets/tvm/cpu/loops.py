@@ -62,12 +62,12 @@ def both(left: Expr, right: Expr) -> Expr:
 
 def load(buffer: Buffer, *indices: Expr, lanes: int = 1) -> Expr:
     """One element, or `lanes` elements along the last axis."""
-    return tirx.BufferLoad(buffer, [*indices[:-1], _last(indices[-1], lanes)])
+    return tirx.BufferLoad(buffer, _spread(indices, lanes))
 
 
 def store(buffer: Buffer, value: Expr, *indices: Expr, lanes: int = 1) -> Stmt:
     """Store one element, or `lanes` elements along the last axis."""
-    return tirx.BufferStore(buffer, value, [*indices[:-1], _last(indices[-1], lanes)])
+    return tirx.BufferStore(buffer, value, _spread(indices, lanes))
 
 
 def splat(value: Expr, lanes: int) -> Expr:
@@ -116,5 +116,8 @@ def function(like: Any, body: Stmt) -> Any:
     return like.with_body(s_tir.SBlockRealize([], True, root)).with_attr("tirx.noalias", True)
 
 
-def _last(index: Expr, lanes: int) -> Expr:
-    return tirx.Ramp(tirx.convert(index), 1, lanes) if lanes > 1 else index
+def _spread(indices: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Indices whose last one is that of the first of so many lanes."""
+    if lanes == 1:
+        return list(indices)
+    return [*indices[:-1], tirx.Ramp(tirx.convert(indices[-1]), 1, lanes)]

@@ -16,11 +16,19 @@ from dataclasses import dataclass
 
 from graphopt.targets.tvm.machine import Machine
 
-# Fused multiply-adds that start per cycle, loads per cycle, and cycles from one to the next on the same accumulator,
-# typical of cores with the vector width that a Machine describes. Only ratios matter.
+# Fused multiply-adds that start per cycle, and cycles from one to the next on the same accumulator, typical of cores
+# with the vector width that a Machine describes. Only ratios matter.
 _FMA_PER_CYCLE = 2.0
-_LOADS_PER_CYCLE = 2.0
 _FMA_LATENCY = 4.0
+# Cycles per load that are not hidden behind multiply-adds, and bytes per cycle at which weights stream from the
+# second-level cache. Fitted to measured tiles.
+_LOAD_CYCLES = 0.02
+_L2_BYTES_PER_CYCLE = 25.6
+# Streams that a core prefetches well, cycles for each further one, and the input bytes per position from which a
+# position is a stream of its own.
+_STREAMS = 8
+_STREAM_CYCLES = 0.35
+_STREAM_BYTES = 1536
 # Cycles to start and drain a tile: clearing accumulators, the epilogue's address arithmetic.
 _TILE_OVERHEAD = 16.0
 _MAX_VECTORS = 8
@@ -47,6 +55,7 @@ class Problem:
     """The extents of a contraction: batch, output rows and columns, channels per group, taps, and input bytes.
 
     Attributes:
+        inputs: input channels per group.
         taps: kernel positions times input channels per group.
         row_bytes: bytes of input read for one output row.
     """
@@ -56,6 +65,7 @@ class Problem:
     rows: int
     cols: int
     channels: int
+    inputs: int
     taps: int
     row_bytes: int
 
@@ -81,32 +91,35 @@ def best_tile(problem: Problem, machine: Machine) -> Tile:
                 if rows > 1 and cols < problem.cols:
                     continue  # columns first: they share cache lines
                 tile = Tile(rows, cols, vectors)
-                found = (estimate(problem, tile, lanes), tile)
+                found = (estimate(problem, tile, machine), tile)
                 if best is None or found[0] < best[0]:
                     best = found
     assert best is not None
     return best[1]
 
 
-def estimate(problem: Problem, tile: Tile, lanes: int) -> float:
-    """Cycles of one image and group on one core, as far as tails, latency and load ports decide."""
+def estimate(problem: Problem, tile: Tile, machine: Machine) -> float:
+    """Cycles of one image and group on one core, as far as tails, latency and loads decide."""
+    lanes = machine.lanes()
     row_parts = _parts(problem.rows, tile.rows)
     col_parts = _parts(problem.cols, tile.cols)
     vector_parts = _parts(math.ceil(problem.channels / lanes), tile.vectors)
     return sum(
-        many_rows * many_cols * many_vectors * _tile_cycles(rows, cols, vectors, problem.taps)
+        many_rows * many_cols * many_vectors * _tile_cycles(rows * cols, vectors, problem, machine)
         for rows, many_rows in row_parts
         for cols, many_cols in col_parts
         for vectors, many_vectors in vector_parts
     )
 
 
-def _tile_cycles(rows: int, cols: int, vectors: int, taps: int) -> float:
-    fmas = rows * cols * vectors
-    loads = rows * cols + vectors
-    # Weights stream from the second-level cache, at half the rate of the first.
-    cycles = max(fmas / _FMA_PER_CYCLE, (loads + vectors) / _LOADS_PER_CYCLE, _FMA_LATENCY)
-    return taps * cycles + _TILE_OVERHEAD + fmas
+def _tile_cycles(positions: int, vectors: int, problem: Problem, machine: Machine) -> float:
+    fmas = positions * vectors
+    weight_bytes = vectors * machine.vector_bits / 8
+    streamed = weight_bytes / _L2_BYTES_PER_CYCLE if weight_bytes * problem.taps > machine.l1 / 2 else 0.0
+    extra = positions - _STREAMS if 4 * problem.inputs >= _STREAM_BYTES else 0
+    cycles = max(fmas / _FMA_PER_CYCLE, streamed, _FMA_LATENCY)
+    cycles += _LOAD_CYCLES * (positions + vectors) + _STREAM_CYCLES * max(0, extra)
+    return problem.taps * cycles + _TILE_OVERHEAD + fmas
 
 
 def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:

@@ -71,6 +71,7 @@ def problem(g: Geometry) -> Problem:
         rows=g.rows,
         cols=g.cols,
         channels=g.channels,
+        inputs=g.inputs,
         taps=g.kernel[0] * g.kernel[1] * g.inputs,
         row_bytes=4 * g.strides[0] * g.width * g.groups * g.inputs,
     )

@@ -34,7 +34,14 @@ def geometry(left: Sequence[int], channels: int, shared: bool) -> Geometry:
 
 def problem(g: Geometry) -> Problem:
     return Problem(
-        batch=g.batch, groups=1, rows=g.rows, cols=1, channels=g.channels, taps=g.inputs, row_bytes=4 * g.inputs
+        batch=g.batch,
+        groups=1,
+        rows=g.rows,
+        cols=1,
+        channels=g.channels,
+        inputs=g.inputs,
+        taps=g.inputs,
+        row_bytes=4 * g.inputs,
     )
 
 
