@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.toolchain import linker
 
 if TYPE_CHECKING:
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
 
     from graphopt.targets.tvm.machine import Machine
 
-    Schedule = Callable[[tvm.IRModule, Machine], tvm.IRModule]
+    Schedule = Callable[[tvm.IRModule, Machine], tuple[tvm.IRModule, str | None]]
 
 
-def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule | None = None) -> None:
+_SEQUENTIAL = frozenset({"relax.scatter_elements", "relax.scatter_nd", "relax.cumsum"})
+"""Ops whose TIR is no nest of loops over blocks."""
+
+
+def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule) -> str | None:
     """Compile a Relax module for a machine and write it as a shared library.
 
     Args:
         module: Relax functions, nothing scheduled.
         machine: what code is generated for.
         path: the library.
-        schedule: makes TIR functions of the ops; None: `stock`.
+        schedule: makes TIR functions of the ops: `stock`, or `scheduled`.
+
+    Returns:
+        Why the code is not scheduled; None when it is.
 
     Raises:
         GraphoptError: the compiler that links for this machine is missing.
@@ -41,12 +49,45 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
     with target, tvm.transform.PassContext(opt_level=3):
         module = relax.transform.ConvertToDataflow(min_size=1)(module)
         module = relax.transform.DeadCodeElimination()(module)
-        module = (schedule or stock)(module, machine)
+        module, reason = schedule(module, machine)
         built = relax.build(module, target, relax_pipeline=_lowering())
     built.export_library(str(path), fcompile=link)
+    return reason
 
 
-def stock(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+def scheduled(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:
+    """Scheduled by targets/tvm/cpu; where that does not take the module, `stock`, with the reason."""
+    from graphopt.targets.tvm.cpu import optimize
+
+    reason = unscheduled(module)
+    if reason is None:
+        try:
+            return optimize(module, machine), None
+        except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
+            reason = first_line(error)
+    return stock(module, machine)[0], reason
+
+
+def unscheduled(module: tvm.IRModule) -> str | None:
+    """Why targets/tvm/cpu does not take a module, which is then built as TVM does by itself; None when it does."""
+    from tvm import relax, tirx
+
+    found: set[str] = set()
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, relax.Call) and getattr(expr.op, "name", "") in _SEQUENTIAL:
+            found.add(f"{expr.op.name} is not scheduled")
+        shape = getattr(getattr(expr, "ty", None), "shape", None)
+        if isinstance(shape, relax.ShapeExpr) and not all(isinstance(dim, tirx.IntImm) for dim in shape):
+            found.add("dynamic dims are not scheduled")
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return ", ".join(sorted(found)) or None
+
+
+def stock(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:
     """Every op as a TIR function, fused as TVM does by itself and not scheduled."""
     from tvm import relax
 
@@ -59,7 +100,7 @@ def stock(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     ]
     for item in passes:
         module = item(module)
-    return module
+    return module, "as TVM does by itself"
 
 
 def _lowering() -> Any:

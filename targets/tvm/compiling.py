@@ -30,11 +30,12 @@ COMPILE_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Compiled:
-    """The plan, files besides plan.json, and details for the report."""
+    """The plan, files besides plan.json, details for the report, and what the user is told."""
 
     plan: ExecutionPlan
     files: tuple[str, ...]
     details: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: bool, threads: int) -> Compiled:
@@ -64,10 +65,10 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
     rows: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces):
         whole = len(pieces) == 1
-        part, names, seconds = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole)
+        part, names, told = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole)
         parts.append(part)
         files += names
-        rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), "seconds": seconds})
+        rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
     specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
     plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts))
@@ -78,7 +79,9 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
         "boundary_bytes": boundary_bytes(pieces, shapes),
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
-    return Compiled(plan, tuple(files), details)
+    slow = [row for row in rows if row.get("not_scheduled")]
+    notes = tuple(f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow)
+    return Compiled(plan, tuple(files), details, notes)
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
@@ -98,7 +101,7 @@ def _summary(refused: list[tuple[ir.Node, str]]) -> str:
 def _compile_piece(
     model: ir.Model, piece: Piece, shapes: Shapes, folder: Path, machine: Machine, threads: int, number: int,
     whole: bool,
-) -> tuple[Part, tuple[str, ...], dict[str, float]]:  # fmt: skip
+) -> tuple[Part, tuple[str, ...], dict[str, Any]]:  # fmt: skip
     from graphopt.ir.writer import write
 
     values = (model.graph.inputs, model.graph.outputs) if whole else (piece.inputs, piece.outputs)
@@ -112,8 +115,8 @@ def _compile_piece(
     with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as scratch:
         source = Path(scratch) / "part.onnx"
         write(model if whole else extract(model, piece, shapes), source)
-        seconds = compile_library(source, folder / name, machine)
-    return Part("tvm", name, inputs, outputs), (name,), seconds
+        told = compile_library(source, folder / name, machine)
+    return Part("tvm", name, inputs, outputs), (name,), told
 
 
 def _fuse(part: ir.Model, threads: int) -> None:
@@ -126,8 +129,8 @@ def _fuse(part: ir.Model, threads: int) -> None:
     run(part, pipeline.parse("@fuse-target"), Context(part, target=Cpu(threads=threads)))
 
 
-def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, float]:
-    """Compile an ONNX file in a child process; return seconds by step.
+def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, Any]:
+    """Compile an ONNX file in a child process; return `seconds` by step, and why it is `not_scheduled`.
 
     Raises:
         GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
@@ -139,7 +142,8 @@ def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, f
     child = Child("graphopt.targets.tvm.worker_compile", "TVM's compiler", model.name, time_limit=COMPILE_SECONDS)
     try:
         request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
-        return dict(child.ask("compiling", request)[0]["seconds"])
+        reply, _ = child.ask("compiling", request)
+        return {"seconds": reply["seconds"], "not_scheduled": reply["not_scheduled"]}
     finally:
         child.close()
 

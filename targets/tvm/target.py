@@ -116,7 +116,7 @@ class Tvm(Target):
             files=(*libraries, *others, PLAN, *source),
             settings=self.settings(),
             not_reproducible=libraries,
-            notes=() if missing is None else (f"compiled, not run: {missing}",),
+            notes=(*made.notes, *(() if missing is None else (f"compiled, not run: {missing}",))),
             model=MODEL,
             details=made.details,
         )

@@ -47,9 +47,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """Compile one ONNX file; return the seconds that each step took."""
+    """Compile one ONNX file; return the seconds that each step took, and whose schedules it has."""
     from graphopt.frontends.onnx import load
-    from graphopt.targets.tvm.build import build
+    from graphopt.targets.tvm.build import build, scheduled
     from graphopt.targets.tvm.lowering.graph import lower
     from graphopt.targets.tvm.machine import Machine
 
@@ -59,9 +59,11 @@ def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[st
     imported = time.perf_counter()
     module = lower(load(model))
     lowered = time.perf_counter()
-    build(module, Machine(**{**machine, "mattr": tuple(machine["mattr"])}), library)
+    where = Machine(**{**machine, "mattr": tuple(machine["mattr"])})
+    reason = build(module, where, library, scheduled)
     end = time.perf_counter()
-    return {"seconds": {"import": imported - start, "lower": lowered - imported, "build": end - lowered}}
+    seconds = {"import": imported - start, "lower": lowered - imported, "build": end - lowered}
+    return {"seconds": seconds, "not_scheduled": reason}
 
 
 if __name__ == "__main__":

@@ -139,27 +139,31 @@ def feeds_of(model: onnx_ir.Model, family: str) -> dict[str, np.ndarray]:
     return feeds
 
 
-def in_tvm(model: onnx_ir.Model, feeds: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    from graphopt.targets.tvm.build import build
+def in_tvm(model: onnx_ir.Model, feeds: Mapping[str, np.ndarray], folder: Path, own: bool) -> dict[str, np.ndarray]:
+    from graphopt.targets.tvm.build import build, scheduled, stock
     from graphopt.targets.tvm.library import Library
     from graphopt.targets.tvm.lowering.graph import lower
     from graphopt.targets.tvm.machine import host
 
     machine = host(1)
     assert machine is not None
-    build(lower(model), machine, folder / "model.so")
+    reason = build(lower(model), machine, folder / "model.so", scheduled if own else stock)
+    if own and reason is not None:
+        assert reason.endswith("not scheduled"), reason
+        pytest.skip(reason)
     results = Library(folder / "model.so").run([np.asarray(feeds[str(v.name)]) for v in model.graph.inputs])
     return dict(zip([str(value.name) for value in model.graph.outputs], results, strict=True))
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["stock", "own"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ops_compute_what_onnx_runtime_computes(family: str, tmp_path: Path) -> None:
+def test_ops_compute_what_onnx_runtime_computes(family: str, own: bool, tmp_path: Path) -> None:
     model = onnx_ir.serde.deserialize_model(parser.parse_model(HEAD + FAMILIES[family]))
     onnx_ir.save(model, tmp_path / "model.onnx")
     feeds = feeds_of(model, family)
     with open_runner(tmp_path / "model.onnx", SessionSettings().reference(), isolate=False) as runner:
         expected = runner.run(feeds)
-    got = in_tvm(model, feeds, tmp_path)
+    got = in_tvm(model, feeds, tmp_path, own)
     for name, wanted in expected.items():
         result: Any = got[name]
         assert result.dtype == wanted.dtype and result.shape == wanted.shape, name

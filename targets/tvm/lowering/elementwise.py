@@ -218,22 +218,11 @@ def clip(c: Lowering, n: View) -> Expr:
     return clipped(c, out, fixed.get("min"), fixed.get("max"), n.dtype(0)) if fixed else out
 
 
-def clipped(c: Lowering, x: Expr, low: float | None, high: float | None, dtype: str, name: str = "clip") -> Expr:
-    """Between numbers; NaN stays NaN, which TVM's own max and min do not keep."""
-    tirx = c.tirx
-
-    def compute(a: Any) -> Any:
-        def at(*i: Any) -> Any:
-            value = a(*i)
-            if low is not None:
-                value = tirx.Select(value < tirx.const(low, dtype), tirx.const(low, dtype), value)
-            return (
-                value if high is None else tirx.Select(value > tirx.const(high, dtype), tirx.const(high, dtype), value)
-            )
-
-        return c.te_lang.compute(a.shape, at, name=name)
-
-    return c.te(compute, x, name=name)
+def clipped(c: Lowering, x: Expr, low: float | None, high: float | None, dtype: str) -> Expr:
+    """Between numbers. The number stands first: TVM's max(a, b) is `a > b ? a : b`, so that NaN in b stays NaN."""
+    if low is not None:
+        x = c.op.maximum(c.const(low, dtype), x)
+    return x if high is None else c.op.minimum(c.const(high, dtype), x)
 
 
 # ---- activations ---------------------------------------------------------------------------------------------------
@@ -241,7 +230,7 @@ def clipped(c: Lowering, x: Expr, low: float | None, high: float | None, dtype: 
 
 @lowers("Relu", dtypes=NUMBERS)
 def relu(c: Lowering, n: View) -> Expr:
-    return clipped(c, c.input(n, 0), 0, None, n.dtype(0), "relu")
+    return clipped(c, c.input(n, 0), 0, None, n.dtype(0))
 
 
 @lowers("LeakyRelu", dtypes=FLOATS)
@@ -318,7 +307,7 @@ def mish(c: Lowering, n: View) -> Expr:
 def softplus_of(c: Lowering, x: Expr, dtype: str) -> Expr:
     """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
     small = c.op.exp(c.op.negative(c.op.abs(x)))
-    return c.op.add(clipped(c, x, 0, None, dtype, "relu"), c.op.log(c.op.add(small, c.const(1, dtype))))
+    return c.op.add(clipped(c, x, 0, None, dtype), c.op.log(c.op.add(small, c.const(1, dtype))))
 
 
 @lowers("Softsign", dtypes=FLOATS)

@@ -46,12 +46,18 @@ def recurrent(c: Lowering, n: View) -> list[Expr | None]:
     kind = n.attr("direction", "forward")
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[kind]
     runs = [_Direction(c, n, index, back).run() for index, back in enumerate(backwards)]
-    steps = [c.emit(c.op.stack([run[0][t] for run in runs], axis=0)) for t in range(len(runs[0][0]))]
-    outs: list[Expr | None] = [c.op.stack(steps, axis=0) if n.wants(0) else None]
-    outs.append(c.op.stack([run[1] for run in runs], axis=0) if n.wants(1) else None)
+    steps = [_stack(c, [run[0][t] for run in runs]) for t in range(len(runs[0][0]))]
+    outs: list[Expr | None] = [_stack(c, steps) if n.wants(0) else None]
+    outs.append(_stack(c, [run[1] for run in runs]) if n.wants(1) else None)
     if n.op == "LSTM":
-        outs.append(c.op.stack([run[2] for run in runs], axis=0) if n.wants(2) else None)
+        outs.append(_stack(c, [run[2] for run in runs]) if n.wants(2) else None)
     return outs[: len(n.node.outputs)]
+
+
+def _stack(c: Lowering, parts: list[Expr]) -> Expr:
+    """Along a new first axis; TVM's ConvertLayout fails on modules with relax.op.stack."""
+    wide = [c.emit(c.op.expand_dims(part, [0])) for part in parts]
+    return wide[0] if len(wide) == 1 else c.emit(c.op.concat(wide, axis=0))
 
 
 class _Direction:
@@ -76,7 +82,7 @@ class _Direction:
         return {
             "Sigmoid": op.sigmoid,
             "Tanh": op.tanh,
-            "Relu": lambda x: clipped(self.c, x, 0, None, self.n.dtype(0), "relu"),
+            "Relu": lambda x: clipped(self.c, x, 0, None, self.n.dtype(0)),
         }[name]
 
     def _part(self, operand: int, start: int, size: int) -> Expr:
