@@ -128,6 +128,10 @@ class Reference:
         if list(results[0]) != list(self._plain[0]):
             reason = f"the result's outputs are {list(results[0])}, the reference's {list(self._plain[0])}"
             return NumericsReport("failed", tolerance, reason, cases=labels)
+        report = self._verdict(results, tolerance, labels, [])
+        if report.status != "failed" or factory is None or tolerance != "reassociates":
+            return report
+        # What the device changes on the reference itself can only allow more, and may take long to find out.
         return self._verdict(results, tolerance, labels, self._moved(factory))
 
     def _moved(self, factory: RunnerFactory | None) -> list[Results]:

@@ -200,6 +200,10 @@ class Shapes:
         inner = {name: self._evaluate_parts(name, bindings) for name in names if name in self._parts}
         return dims.evaluate(dim, {**bindings, **{name: size for name, size in inner.items() if size is not None}})
 
+    def broadcast_of(self, name: str) -> tuple[Dim, Dim] | None:
+        """The two dims whose broadcast a symbol stands for; None for other symbols."""
+        return self._parts.get(name)
+
     def _evaluate_parts(self, name: str, bindings: Mapping[str, int]) -> int | None:
         a, b = (self.evaluate(part, bindings) for part in self._parts[name])
         return b if a == 1 or a == b else a if b == 1 else None

@@ -45,7 +45,7 @@ class TvmRunner(Runner):
             )
         self.folder, self.inputs, self.outputs = folder, plan.inputs, plan.outputs
         self._target, self._settings = target, settings
-        self._limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+        self._limits: dict[str, Any] = {"time_limit": time_limit, "memory_limit": memory_limit}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._bound: dict[str, Any] | None = None
         self._child = Child(
@@ -70,21 +70,11 @@ class TvmRunner(Runner):
 
     def with_taps(self, values: Sequence[str]) -> Runner:
         """A new runner on a library that is compiled for it: inner values are no longer there in this one."""
-        from graphopt.frontends.onnx import load
         from graphopt.targets.onnxruntime.taps import write_tapped
 
-        folder = tempfile.TemporaryDirectory(prefix="graphopt-taps-")
-        try:
-            tapped = write_tapped(self.folder / MODEL, values, Path(folder.name))
-            out = Path(folder.name) / "compiled"
-            out.mkdir()
-            self._target.compile(load(tapped), out)
-            runner = TvmRunner(out, self._target, self._settings, **self._limits)  # type: ignore[arg-type]
-        except BaseException:
-            folder.cleanup()
-            raise
-        runner._scratch = folder
-        return runner
+        with tempfile.TemporaryDirectory(prefix="graphopt-taps-") as folder:
+            tapped = write_tapped(self.folder / MODEL, values, Path(folder))
+            return compile_and_open(tapped, self._target, self._settings, **self._limits)
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
         """Seconds of each of `n` runs. Feeds are sent once, as long as the same arrays are given."""
@@ -125,6 +115,31 @@ class TvmRunner(Runner):
         for name in outputs or ():
             if name not in there:
                 raise GraphoptError(f"the model has no output {name!r}{did_you_mean(name, there)}")
+
+
+def compile_and_open(
+    path: Path,
+    target: Tvm,
+    settings: TvmSettings,
+    *,
+    time_limit: float | None = None,
+    memory_limit: int | None = None,
+) -> TvmRunner:
+    """A runner of an ONNX file: compiled as it stands, into a folder that lives as long as the runner.
+
+    Nodes that TVM does not take go to ONNX Runtime only where the target says so.
+    """
+    from graphopt.frontends.onnx import load
+
+    folder = tempfile.TemporaryDirectory(prefix="graphopt-tvm-")
+    try:
+        target.compile(load(path), Path(folder.name))
+        runner = TvmRunner(Path(folder.name), target, settings, time_limit=time_limit, memory_limit=memory_limit)
+    except BaseException:
+        folder.cleanup()
+        raise
+    runner._scratch = folder
+    return runner
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:

@@ -122,10 +122,17 @@ class Tvm(Target):
         )
 
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
-        """Open the folder of a compiled library in a child process."""
-        from graphopt.targets.tvm.runner import TvmRunner
+        """Open what was compiled in a child process; an ONNX file is compiled first, as it stands.
 
-        if Path(path).name not in (LIBRARY, PLAN):
-            raise GraphoptError(f"{path}: TVM runs what it compiled; compile it first: graphopt compile --target tvm")
+        Raises:
+            GraphoptError: no such file, code for another CPU, or a model that cannot be compiled.
+        """
+        from graphopt.targets.tvm.runner import TvmRunner, compile_and_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise GraphoptError(f"there is no model file {path}")
         chosen = TvmSettings(threads=self.threads) if settings is None else TvmSettings.from_json(settings)
-        return TvmRunner(Path(path).parent, self, chosen)
+        if path.name not in (LIBRARY, PLAN):
+            return compile_and_open(path, self, chosen)
+        return TvmRunner(path.parent, self, chosen)

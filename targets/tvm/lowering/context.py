@@ -37,7 +37,7 @@ class Lowering:
         self.relax, self.op, self.te_lang, self.tirx, self.topi = relax, relax.op, te, tirx, topi
         self.shapes = shapes
         self.builder = relax.BlockBuilder() if builder is None else builder
-        self.symbols = DimExprs()
+        self.symbols = DimExprs(shapes)
         self.functions: dict[ir.Graph, Any] = {}  # branches that are functions already
         self._exprs: dict[ir.Value, Expr] = {}
 
@@ -61,6 +61,29 @@ class Lowering:
         if value is None:
             raise GraphoptError(f"{n.op} {n.node.name}: operand {index} is missing")
         return self.get(value)
+
+    def operands(self, n: View, *indices: int, free: int | None = None) -> list[Expr]:
+        """Operands that broadcast to the output; dims that are only known to agree at run time are checked there.
+
+        Args:
+            n: the node.
+            indices: which operands.
+            free: axis along which they may differ, as in a concatenation.
+        """
+        return [self._agreeing(n, index, free) for index in indices]
+
+    def _agreeing(self, n: View, index: int, free: int | None) -> Expr:
+        from tvm_ffi import structural_equal
+
+        expr, own, out = self.input(n, index), n.dims(index) or (), n.out_dims() or ()
+        first = len(out) - len(own)
+        wanted, differs = [], False
+        for axis, dim in enumerate(own, first):
+            mine, theirs = self.dim(dim), self.dim(out[axis])
+            fits = dim == 1 or axis == free or structural_equal(mine, theirs)
+            wanted.append(mine if fits else theirs)
+            differs = differs or not fits
+        return self.builder.match_cast(expr, self.relax.TensorType(wanted, n.dtype(index))) if differs else expr
 
     def optional(self, n: View, index: int) -> Expr | None:
         return self.input(n, index) if n.has(index) else None

@@ -40,12 +40,12 @@ def unary(c: Lowering, n: View) -> Expr:
 
 @lowers(*_BINARY, dtypes=NUMBERS)
 def binary(c: Lowering, n: View) -> Expr:
-    return getattr(c.op, _BINARY[n.op])(c.input(n, 0), c.input(n, 1))
+    return getattr(c.op, _BINARY[n.op])(*c.operands(n, 0, 1))
 
 
 @lowers(*_COMPARE, dtypes=ALL)
 def compare(c: Lowering, n: View) -> Expr:
-    sides = [c.input(n, 0), c.input(n, 1)]
+    sides = c.operands(n, 0, 1)
     if n.dtype(0) == "bool":
         sides = [c.op.astype(side, "int8") for side in sides]
     return getattr(c.op, _COMPARE[n.op])(*sides)
@@ -53,12 +53,12 @@ def compare(c: Lowering, n: View) -> Expr:
 
 @lowers(*_LOGIC, dtypes=frozenset({"bool"}))
 def logic(c: Lowering, n: View) -> Expr:
-    return getattr(c.op, _LOGIC[n.op])(c.input(n, 0), c.input(n, 1))
+    return getattr(c.op, _LOGIC[n.op])(*c.operands(n, 0, 1))
 
 
 @lowers(*_BITS, dtypes=INTS)
 def bits(c: Lowering, n: View) -> Expr:
-    return getattr(c.op, _BITS[n.op])(c.input(n, 0), c.input(n, 1))
+    return getattr(c.op, _BITS[n.op])(*c.operands(n, 0, 1))
 
 
 @lowers("Not", dtypes=frozenset({"bool"}))
@@ -74,7 +74,7 @@ def bitwise_not(c: Lowering, n: View) -> Expr:
 @lowers("BitShift", dtypes=INTS)
 def bit_shift(c: Lowering, n: View) -> Expr:
     shift = c.op.left_shift if n.attr("direction") == "LEFT" else c.op.right_shift
-    return shift(c.input(n, 0), c.input(n, 1))
+    return shift(*c.operands(n, 0, 1))
 
 
 @lowers("Round", dtypes=FLOATS)
@@ -95,7 +95,7 @@ def reciprocal(c: Lowering, n: View) -> Expr:
 
 @lowers("Mod", dtypes=NUMBERS)
 def mod(c: Lowering, n: View) -> Expr:
-    a, b = c.input(n, 0), c.input(n, 1)
+    a, b = c.operands(n, 0, 1)
     if n.dtype(0) in FLOATS:
         return c.op.subtract(a, c.op.multiply(b, c.op.trunc(c.op.divide(a, b))))
     return c.op.mod(a, b) if n.attr("fmod", 0) else c.op.floor_mod(a, b)
@@ -122,13 +122,14 @@ def _small_exponent(n: View) -> int | None:
 
 @lowers("Pow", dtypes=NUMBERS, check=_pow_check)
 def power(c: Lowering, n: View) -> Expr:
-    x, small = c.input(n, 0), _small_exponent(n)
+    small = _small_exponent(n)
+    x, exponent = c.operands(n, 0, 1)
     if small is not None and n.rank(0) >= n.rank(1):
         out = x
         for _ in range(small - 1):
             out = c.op.multiply(out, x)
         return c.op.multiply(x, c.const(1, n.dtype(0))) if small == 1 else out
-    return c.op.power(x, c.cast(c.input(n, 1), n.dtype(0)))
+    return c.op.power(x, c.cast(exponent, n.dtype(0)))
 
 
 @lowers("Min", "Max", dtypes=NUMBERS)
@@ -153,15 +154,15 @@ def total(c: Lowering, n: View) -> Expr:
 
 
 def _folded(c: Lowering, n: View, combine: Any) -> Expr:
-    out = c.input(n, 0)
-    for index in range(1, len(n.node.inputs)):
-        out = combine(out, c.input(n, index))
+    out, *rest = c.operands(n, *range(len(n.node.inputs)))
+    for operand in rest:
+        out = combine(out, operand)
     return out
 
 
 @lowers("Where", dtypes=ALL, data=1)
 def where(c: Lowering, n: View) -> Expr:
-    return c.op.where(c.input(n, 0), c.input(n, 1), c.input(n, 2))
+    return c.op.where(*c.operands(n, 0, 1, 2))
 
 
 _CASTS = ALL

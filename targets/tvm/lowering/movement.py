@@ -31,7 +31,7 @@ def expand(c: Lowering, n: View) -> Expr:
 
 @lowers("Concat", dtypes=ALL)
 def concat(c: Lowering, n: View) -> Expr:
-    parts = [c.input(n, index) for index in range(len(n.node.inputs))]
+    parts = c.operands(n, *range(len(n.node.inputs)), free=n.axis(0))
     return parts[0] if len(parts) == 1 else c.op.concat(parts, axis=n.axis(0))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graphopt.targets.tvm.lowering.elementwise import clipped, hard_sigmoid_of
 from graphopt.targets.tvm.lowering.table import lowers
 
@@ -158,10 +160,17 @@ class _Direction:
         c = self.c
         return c.emit(self.activations[0](c.op.add(x, self._recurrence(state, 0, 1)))), None
 
+    def _finite(self, gates: Expr) -> Expr:
+        """Between the least and the largest float, NaN to the largest, as ONNX Runtime clips the gates."""
+        c, dtype = self.c, self.n.dtype(0)
+        largest = float(np.finfo(dtype).max)
+        # The number stands second: TVM's min(a, b) is `a < b ? a : b`.
+        return c.op.maximum(c.op.minimum(gates, c.const(largest, dtype)), c.const(-largest, dtype))
+
     def _lstm(self, x: Expr, state: Expr, cell: Expr | None) -> tuple[Expr, Expr | None]:
         """Gates i, o, f, c."""
         c, (gate, squash, out_squash) = self.c, self.activations
-        all_gates = c.emit(c.op.add(x, self._recurrence(state, 0, 4)))
+        all_gates = c.emit(self._finite(c.op.add(x, self._recurrence(state, 0, 4))))
         i, o, f, candidate = (self._gate(all_gates, index) for index in range(4))
         if self.n.has(7):
             peeps = [self._part(7, k * self.hidden, self.hidden) for k in range(3)]

@@ -10,12 +10,21 @@ from graphopt.errors import GraphoptError
 if TYPE_CHECKING:
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.polynomial import Poly
+    from graphopt.analysis.shapes import Shapes
+
+
+UNLIMITED = 10**9
+"""No tensor has such a size."""
 
 
 class DimExprs:
-    """The symbols of one Relax function."""
+    """The symbols of one Relax function.
 
-    def __init__(self) -> None:
+    The broadcast of two different dims is taken to be the first: operands are checked against it when they are read.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
         self._vars: dict[str, Any] = {}
 
     def expr(self, dim: Dim) -> Any:
@@ -32,10 +41,6 @@ class DimExprs:
         if poly is None or dims.is_unknown(dim):
             raise GraphoptError(f"TVM cannot express the dim {dim}; bind it with --dim or --input-shapes")
         return self._poly(poly)
-
-    def known(self, name: str) -> bool:
-        """Whether a symbol has been given a variable."""
-        return name in self._vars
 
     def _poly(self, poly: Poly) -> Any:
         from tvm import tirx
@@ -55,6 +60,9 @@ class DimExprs:
 
         call = polynomial.parse_atom(text)
         if call is None:
+            both = self._shapes.broadcast_of(text)
+            if both is not None:
+                return self.expr(both[0])
             if text not in self._vars:
                 self._vars[text] = tirx.Var(text, "int64")
             return self._vars[text]
@@ -62,6 +70,8 @@ class DimExprs:
         parts = [self._poly(arg) for arg in args]
         if name == "floor":
             return tirx.floordiv(parts[0], parts[1])
+        if name == "min":  # exporters write huge numbers for "to the end"; memory would be planned for them
+            parts = [p for p in parts if not isinstance(p, tirx.IntImm) or p.value < UNLIMITED] or parts[:1]
         out = parts[0]
         for part in parts[1:]:
             out = tirx.max(out, part) if name == "max" else tirx.min(out, part)
