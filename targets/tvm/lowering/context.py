@@ -126,12 +126,22 @@ class Lowering:
         """Bind an expression to a variable, whose type is then known."""
         return self.builder.emit(expr, name)
 
-    def te(self, compute: Callable[..., Any], *args: Any, name: str) -> Expr:
-        """Bind a function in TE over Relax expressions; `name` is that of the TIR function."""
+    def te(self, compute: Callable[..., Any], *args: Any, name: str, alone: bool = False) -> Expr:
+        """Bind a function in TE over Relax expressions.
+
+        Args:
+            compute: from TE tensors and dims to a TE tensor. It must not use dims from outside except for the shape
+                of its result: TVM renames those of the arguments.
+            args: the tensors and dims.
+            name: of the TIR function.
+            alone: not to be fused; TVM's fusion loses dims that no buffer of the function has.
+        """
         from tvm.ir import Call
 
         bound = [self.emit(arg) if isinstance(arg, Call) else arg for arg in args]
-        return self.builder.emit_te(compute, *bound, primfunc_name_hint=name)
+        opaque = 8  # TVM's kOpaque
+        attributes = {"primfunc_attrs": {"op_pattern": opaque}} if alone else {}
+        return self.builder.emit_te(compute, *bound, primfunc_name_hint=name, **attributes)
 
     def cast(self, expr: Expr, dtype: str) -> Expr:
         """astype; comparison with zero for bool."""

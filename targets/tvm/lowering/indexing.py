@@ -81,22 +81,22 @@ def scatter_elements(c: Lowering, n: View) -> Expr:
     axis, indices = n.axis(0), c.input(n, 1)
     size = c.shape(n.value(0))[axis]
 
-    def compute(a: Any) -> Any:
-        return c.te_lang.compute(a.shape, lambda *i: within(c, a(*i), size), name="indices")
+    def compute(a: Any, extent: Any) -> Any:
+        return c.te_lang.compute(a.shape, lambda *i: within(c, a(*i), extent), name="indices")
 
-    legal = c.te(compute, indices, name="indices")
+    legal = c.te(compute, indices, size, name="indices")
     kind = _REDUCTIONS[n.attr("reduction", "none")]
     return c.op.scatter_elements(c.input(n, 0), legal, c.input(n, 2), axis=axis, reduction=kind)
 
 
 @lowers("ScatterND", dtypes=NUMBERS, check=_last_dim_check)
 def scatter_nd(c: Lowering, n: View) -> Expr:
-    sizes, indices, tirx = c.shape(n.value(0)), c.input(n, 1), c.tirx
+    shape, indices, tirx = c.shape(n.value(0)), c.input(n, 1), c.tirx
     dims = n.dims(1)
     assert dims is not None and isinstance(dims[-1], int)
     depth = dims[-1]
 
-    def compute(a: Any) -> Any:
+    def compute(a: Any, *sizes: Any) -> Any:
         def at(*i: Any) -> Any:
             out = within(c, a(*i), sizes[depth - 1])
             for k in reversed(range(depth - 1)):
@@ -105,7 +105,7 @@ def scatter_nd(c: Lowering, n: View) -> Expr:
 
         return c.te_lang.compute(a.shape, at, name="indices")
 
-    legal = c.te(compute, indices, name="indices")
+    legal = c.te(compute, indices, *shape, name="indices")
     kind = _REDUCTIONS[n.attr("reduction", "none")]
     return c.op.scatter_nd(c.input(n, 0), legal, c.input(n, 2), reduction=kind)
 

@@ -49,13 +49,15 @@ def split(c: Lowering, n: View) -> list[Expr]:
 def _window(c: Lowering, x: Expr, shape: list[Any], begins: dict[int, Any], steps: dict[int, int]) -> Expr:
     """out[..., i, ...] = x[..., begin + i * step, ...]."""
 
-    def compute(a: Any) -> Any:
+    def compute(a: Any, *starts: Any) -> Any:
+        first = dict(zip(begins, starts, strict=True))
+
         def at(*i: Any) -> Any:
-            return a(*[begins[d] + j * steps.get(d, 1) if d in begins else j for d, j in enumerate(i)])
+            return a(*[first[d] + j * steps.get(d, 1) if d in first else j for d, j in enumerate(i)])
 
         return c.te_lang.compute(shape, at, name="strided_slice")
 
-    return c.te(compute, x, name="strided_slice")
+    return c.te(compute, x, *begins.values(), name="strided_slice")
 
 
 def _slice_check(n: View) -> str | None:
@@ -98,11 +100,11 @@ def slice_(c: Lowering, n: View) -> Expr:
 
 @lowers("Tile", dtypes=ALL)
 def tile(c: Lowering, n: View) -> Expr:
-    shape, out = c.shape(n.value(0)), c.out_shape(n)
+    out = c.out_shape(n)
 
     def compute(a: Any) -> Any:
         return c.te_lang.compute(
-            out, lambda *i: a(*[c.tirx.floormod(j, shape[d]) for d, j in enumerate(i)]), name="tile"
+            out, lambda *i: a(*[c.tirx.floormod(j, a.shape[d]) for d, j in enumerate(i)]), name="tile"
         )
 
     return c.te(compute, c.input(n, 0), name="tile")
@@ -135,13 +137,13 @@ def pads_of(n: View) -> tuple[list[Any], list[Any]] | None:
 def pad(c: Lowering, n: View) -> Expr:
     pads, mode, tirx = pads_of(n), n.attr("mode", "constant"), c.tirx
     assert pads is not None
-    before = [c.dim(item) for item in pads[0]]
+    begins = [c.dim(item) for item in pads[0]]
     out, dtype = c.out_shape(n), n.dtype(0)
     fill = c.input(n, 2) if n.has(2) else c.const(n.attr("value", 0), dtype)
     fill = c.emit(c.reshape(fill, []))
     touched = [d for d in range(n.rank(0)) if pads[0][d] != 0 or pads[1][d] != 0]
 
-    def compute(a: Any, value: Any) -> Any:
+    def compute(a: Any, value: Any, *before: Any) -> Any:
         def inner(d: int, j: Any) -> Any:
             at, size = j - before[d], a.shape[d]
             if mode == "edge":
@@ -160,7 +162,7 @@ def pad(c: Lowering, n: View) -> Expr:
 
         return c.te_lang.compute(out, at, name="pad")
 
-    return c.te(compute, c.input(n, 0), fill, name="pad")
+    return c.te(compute, c.input(n, 0), fill, *begins, name="pad")
 
 
 @lowers("DepthToSpace", "SpaceToDepth", dtypes=ALL)
@@ -223,7 +225,7 @@ def vector_of(c: Lowering, elements: list[Any], scalar: bool) -> Expr:
 
         return c.te_lang.compute([] if scalar else [tirx.IntImm("int64", len(sizes))], at, name="shape_values")
 
-    return c.te(compute, *exprs, name="shape_values")
+    return c.te(compute, *exprs, name="shape_values", alone=True)
 
 
 @lowers("ConstantOfShape", dtypes=frozenset({"int64"}))
