@@ -151,3 +151,55 @@ def test_batched_matmul_of_two_values(seed: int, isa: Isa) -> None:
     y = values.standard_normal((*leading, k, n), "float32")
     places = [te.placeholder(x.shape, "float32", "x"), te.placeholder(y.shape, "float32", "y")]
     check(compiled(places, matmul.define(*places), (x, y), isa), x.astype("float64") @ y)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("seed", range(6))
+def test_winograd(seed: int, isa: Isa, m: int) -> None:
+    from tvm import te, topi
+
+    from graphopt.targets.tvm.cpu.rules import conv2d, winograd
+
+    rng, values = random.Random(seed), np.random.default_rng(seed)
+    shape = (rng.randint(1, 2), rng.randint(3, 17), rng.randint(3, 17), rng.choice([3, 16, 33]))
+    channels = rng.choice([5, 16, 40])
+    window = conv2d.Window((1, 1), (1, 1), (rng.randrange(3), rng.randrange(3), rng.randrange(3), rng.randrange(3)), 1)
+    x = values.standard_normal(shape, "float32")
+    w = values.standard_normal((channels, shape[3], 3, 3), "float32")
+    bias = values.standard_normal(channels, "float32")
+    machine = of(isa, 2)
+    plan = winograd.make_plan(m, conv2d.geometry(shape, w.shape, window), machine)
+    packed = winograd.pack(w, plan, machine)
+    places = [te.placeholder(value.shape, "float32", f"p{i}") for i, value in enumerate((x, packed, bias))]
+    out = topi.nn.relu(topi.add(winograd.define(places[0], places[1], window, channels, m), places[2]))
+    check(compiled(places, out, (x, packed, bias), isa), np.maximum(convolve(x, w, window) + bias, 0))
+
+
+def test_winograd_is_refused_for_other_convolutions() -> None:
+    from graphopt.targets.tvm.cpu.rules import conv2d, winograd
+
+    machine = of("avx512", 1)
+    plain = conv2d.Window((1, 1), (1, 1), (1, 1, 1, 1), 1)
+    assert winograd.better_plan((1, 56, 56, 64), (64, 64, 3, 3), plain, machine) is not None
+    for weights, window in (
+        ((64, 64, 5, 5), plain),
+        ((64, 64, 3, 3), conv2d.Window((2, 2), (1, 1), (1, 1, 1, 1), 1)),
+        ((64, 64, 3, 3), conv2d.Window((1, 1), (2, 2), (1, 1, 1, 1), 1)),
+        ((64, 32, 3, 3), conv2d.Window((1, 1), (1, 1), (1, 1, 1, 1), 2)),
+    ):
+        assert winograd.better_plan((1, 56, 56, 64), weights, window, machine) is None
+
+
+def test_an_epilogue_of_another_shape_gets_a_nest_of_its_own() -> None:
+    from tvm import te, topi
+
+    from graphopt.targets.tvm.cpu.rules import matmul
+
+    values = np.random.default_rng(0)
+    x, w = values.standard_normal((1, 4, 20), "float32"), values.standard_normal((20, 30), "float32")
+    other = values.standard_normal((3, 4, 30), "float32")
+    packed = matmul.packed(x.shape, w, of(ISAS[0], 2))
+    places = [te.placeholder(value.shape, "float32", f"p{i}") for i, value in enumerate((x, packed, other))]
+    out = topi.add(matmul.define_packed(places[0], places[1], 30), places[2])
+    check(compiled(places, out, (x, packed, other), ISAS[0]), x.astype("float64") @ w + other)

@@ -14,7 +14,8 @@ import tvm
 from tvm import s_tir, sym, tirx
 from tvm_ffi import structural_map
 
-from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, shape_of
+from graphopt.targets.tvm.cpu.fused import ANCHOR
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, loads, shape_of
 
 _COMBINES = {tirx.Add: lambda a, b: a + b, tirx.Mul: lambda a, b: a * b, tirx.Max: tirx.max, tirx.Min: tirx.min}
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
@@ -24,7 +25,7 @@ class NotRegular(Exception):
     """A function is not a sequence of blocks of one store each over static axes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One block.
 
@@ -33,6 +34,7 @@ class Block:
         out: the buffer written, at `indices` in terms of the spatial axes.
         value: what is stored; for a reduction, in terms of a load of `out`.
         init: where a reduction starts; None otherwise.
+        node: the block in TVM's IR.
     """
 
     spatial: tuple[tuple[Any, int], ...]
@@ -41,6 +43,7 @@ class Block:
     indices: tuple[Any, ...]
     value: Expr
     init: Expr | None
+    node: Any
 
     def work(self) -> int:
         """Elements visited."""
@@ -127,18 +130,6 @@ class Block:
         return _COMBINES[type(self.value)] if any(is_out) else None
 
 
-def loads(value: Expr) -> list[Any]:
-    """All loads of an expression."""
-    found: list[Any] = []
-
-    def keep(node: Any) -> Any:
-        found.append(node)
-        return node
-
-    structural_map(value, [(tvm.ir.TensorLoad, keep)])
-    return found
-
-
 def inline(function: Any) -> Any:
     """The function with elementwise blocks inlined where that repeats no costly work."""
     if not isinstance(function.body, s_tir.SBlockRealize):
@@ -152,7 +143,8 @@ def inline(function: Any) -> Any:
         if any(node.writes[0].source.same_as(param) for param in function.params):
             continue
         users = [schedule.get(user) for user in schedule.get_consumers(block)]
-        if _is_cheap(node.body.value) or (len(users) == 1 and _elements(users[0]) <= _elements(node)):
+        cheap = _is_cheap(node.body.value) or (len(users) == 1 and _elements(users[0]) <= _elements(node))
+        if cheap and not any(ANCHOR in user.annotations for user in users):
             schedule.compute_inline(block)
     return schedule.mod["main"]
 
@@ -192,7 +184,9 @@ def _read(statement: Any) -> Block:
         if not isinstance(node.init, tirx.BufferStore):
             raise NotRegular("a reduction without a start")
         init = node.init.value
-    return Block(tuple(spatial), tuple(reduced), node.body.buffer, tuple(node.body.indices), node.body.value, init)
+    return Block(
+        tuple(spatial), tuple(reduced), node.body.buffer, tuple(node.body.indices), node.body.value, init, node
+    )
 
 
 def _is_cheap(value: Expr) -> bool:

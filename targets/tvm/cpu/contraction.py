@@ -35,6 +35,7 @@ from graphopt.targets.tvm.cpu.loops import (
     register,
     scratch,
     splat,
+    split_range,
     store,
     vectorized,
     when,
@@ -115,6 +116,7 @@ class Contraction:
     Attributes:
         lanes: elements per vector register.
         staged: copy input rows into padded scratch.
+        nested: the nest is part of a task, so its outer loop is not parallel.
         exact: weights end with the channels, so the last vector may not read past them.
     """
 
@@ -124,6 +126,7 @@ class Contraction:
     division: Division
     lanes: int
     staged: bool
+    nested: bool = False
     exact: bool = False
     dtype: str = "float32"
 
@@ -143,45 +146,51 @@ class Contraction:
                 source = _Staged(self, math.ceil(row_tiles / row_blocks) * self.tile.rows)
                 buffers.append(source.buffer)
                 prepare.append(source.copy(n, first * self.tile.rows, last * self.tile.rows))
-            work = between(
-                chunk * blocks // chunks,
-                (chunk + 1) * blocks // chunks,
-                lambda b: self._channel_block(source, n, b, first, last),
-                "channel_block",
-            )
+            work = self._channels(source, n, (chunk * blocks // chunks, (chunk + 1) * blocks // chunks), (first, last))
             return allocate(buffers, block(*prepare, work))
 
-        return parallel(self.geometry.batch * row_blocks * chunks, task)
+        tasks = self.geometry.batch * row_blocks * chunks
+        return loop(tasks, task, "n") if self.nested else parallel(tasks, task)
 
     def _blocks(self) -> int:
         return math.ceil(self.geometry.channels / (self.lanes * self.tile.vectors))
 
-    def _channel_block(self, source: _Source, n: Expr, b: Expr, first: Expr, last: Expr) -> Stmt:
-        """All row and column tiles of one block of channels."""
+    def _channels(self, source: _Source, n: Expr, blocks: tuple[Expr, Expr], row_tiles: tuple[Expr, Expr]) -> Stmt:
+        """All tiles of a range of channel blocks; the last block of a group may be narrower."""
         per_group = self._blocks()
         width = self.lanes * self.tile.vectors
-        group, within = b // per_group, b % per_group
-
-        def rows(vectors: list[Vector]) -> Stmt:
-            full = self.geometry.rows // self.tile.rows
-            tail = self.geometry.rows % self.tile.rows
-
-            def row_tile(r: Expr) -> Stmt:
-                at = _Place(n, group, within, r * self.tile.rows, first * self.tile.rows)
-                main = self._columns(source, at, vectors, self.tile.rows) if full else None
-                rest = self._columns(source, at, vectors, tail) if tail else None
-                if main is None or rest is None:
-                    return main or rest
-                return when(r < full, main, rest)
-
-            return between(first, last, row_tile, "row_tile")
-
         remainder = self.geometry.channels % width
-        main = rows(list(self._vectors(width)))
-        if not remainder:
-            return main
-        rest = rows(list(self._vectors(remainder)))
-        return rest if per_group == 1 else when(within < per_group - 1, main, rest)
+        whole, part = list(self._vectors(width)), list(self._vectors(remainder))
+
+        def rows(b: Expr, vectors: list[Vector]) -> Stmt:
+            return self._rows(source, (n, b // per_group, b % per_group), vectors, row_tiles)
+
+        if self.geometry.groups == 1:
+            full = per_group - bool(remainder)
+            rest = (lambda: rows(full, part)) if remainder else None
+            return split_range(*blocks, full, lambda b: rows(b, whole), rest, "channel_block")
+
+        def either(b: Expr) -> Stmt:
+            if not remainder:
+                return rows(b, whole)
+            if per_group == 1:
+                return rows(b, part)
+            return when(b % per_group < per_group - 1, rows(b, whole), rows(b, part))
+
+        return between(*blocks, either, "channel_block")
+
+    def _rows(
+        self, source: _Source, where: tuple[Expr, Expr, Expr], vectors: list[Vector], row_tiles: tuple[Expr, Expr]
+    ) -> Stmt:
+        """All row and column tiles of one block of channels."""
+        full, tail = divmod(self.geometry.rows, self.tile.rows)
+
+        def row_tile(r: Expr, rows: int) -> Stmt:
+            at = _Place(*where, r * self.tile.rows, row_tiles[0] * self.tile.rows)
+            return self._columns(source, at, vectors, rows)
+
+        rest = (lambda: row_tile(full, tail)) if tail else None
+        return split_range(*row_tiles, full, lambda r: row_tile(r, self.tile.rows), rest, "row_tile")
 
     def _columns(self, source: _Source, at: _Place, vectors: list[Vector], rows: int) -> Stmt:
         full, tail = divmod(self.geometry.cols, self.tile.cols)

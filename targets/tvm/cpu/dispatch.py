@@ -14,7 +14,7 @@ from tvm import tirx
 
 from graphopt.targets.tvm.cpu import loops
 from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused, NotTaken, take_apart
-from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, generic, matmul
+from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, generic, matmul, winograd
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine
 
@@ -22,6 +22,7 @@ _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
     conv2d.NAME: conv2d.schedule,
     depthwise.NAME: depthwise.schedule,
     matmul.NAME: matmul.schedule,
+    winograd.NAME: winograd.schedule,
 }
 
 
@@ -37,8 +38,11 @@ def schedule_module(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
 def schedule_function(function: Any, machine: Machine) -> Any:
     """The function with a loop nest for the machine."""
     try:
-        fused = take_apart(function)
-        rule = _RULES[fused.attributes[ANCHOR]]
-        return use_polynomials(loops.function(function, rule(fused, machine)))
+        scheduled = loops.function(function, _anchored(take_apart(function), machine))
     except NotTaken:
-        return use_polynomials(generic.schedule(function, machine))
+        scheduled = generic.schedule(function, machine, _anchored)
+    return use_polynomials(scheduled)
+
+
+def _anchored(fused: Fused, machine: Machine) -> loops.Stmt:
+    return _RULES[str(fused.attributes[ANCHOR])](fused, machine)

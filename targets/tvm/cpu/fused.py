@@ -15,7 +15,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm_ffi import structural_map
 
-from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, as_index, load, store, vectorized
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, as_index, load, loads, store, vectorized
 
 # The annotation under which an anchor says which rule is meant for it.
 ANCHOR = "graphopt.anchor"
@@ -76,19 +76,30 @@ def take_apart(function: Any) -> Fused:
         raise NotTaken(f"{len(anchors)} anchors")
     others = [schedule.get(block) for block in blocks if block not in anchors]
     anchor = schedule.get(anchors[0])
-    result = anchor.writes[0].source
-    read = [region.source for region in anchor.reads if not region.source.same_as(result)]
-    reads = [param for param in function.params if any(param.same_as(source) for source in read)]
-    if len(reads) < len(read):
-        raise NotTaken("the anchor reads a value computed in the same function")
+    alone = anchor_alone(anchor, function)
+    result, reads = alone.result, alone.reads
     if not others:
-        return Fused(anchor.annotations, reads, result, result, (), None)
+        return alone
     if len(others) > 1:
         raise NotTaken(f"{len(others)} blocks behind the anchor")
     body = others[0].body
     axes = [axis.var for axis in others[0].iter_vars]
     _check_elementwise(body, axes, result)
     return Fused(anchor.annotations, reads, result, body.buffer, axes, body.value)
+
+
+def anchor_alone(anchor: Any, function: Any) -> Fused:
+    """An anchor block without an epilogue.
+
+    Raises:
+        NotTaken: it reads a value computed in the same function.
+    """
+    result = anchor.writes[0].source
+    read = [region.source for region in anchor.reads if not region.source.same_as(result)]
+    reads = [param for param in function.params if any(param.same_as(source) for source in read)]
+    if len(reads) < len(read):
+        raise NotTaken("the anchor reads a value computed in the same function")
+    return Fused(anchor.annotations, reads, result, result, (), None)
 
 
 def inline_elementwise(function: Any) -> tuple[Any, list[Any]]:
@@ -98,7 +109,9 @@ def inline_elementwise(function: Any) -> tuple[Any, list[Any]]:
         node = schedule.get(block)
         if ANCHOR in node.annotations or node.init is not None or not isinstance(node.body, tirx.BufferStore):
             continue
-        if not any(node.writes[0].source.same_as(param) for param in function.params):
+        users = [schedule.get(user) for user in schedule.get_consumers(block)]
+        is_output = any(node.writes[0].source.same_as(param) for param in function.params)
+        if not is_output and not any(ANCHOR in user.annotations for user in users):
             schedule.compute_inline(block)
     return schedule, list(schedule.get_child_blocks(schedule.get_sblock("root")))
 
@@ -106,13 +119,8 @@ def inline_elementwise(function: Any) -> tuple[Any, list[Any]]:
 def _check_elementwise(body: Any, axes: Sequence[Any], result: Buffer) -> None:
     if not isinstance(body, tirx.BufferStore) or not _same(body.indices, axes):
         raise NotTaken("the epilogue moves elements")
-
-    def check(node: Any) -> Any:
-        if node.source.same_as(result) and not _same(node.indices, axes):
-            raise NotTaken("the epilogue reads the anchor's result at other positions")
-        return node
-
-    structural_map(body.value, [(tvm.ir.TensorLoad, check)])
+    if any(node.source.same_as(result) and not _same(node.indices, axes) for node in loads(body.value)):
+        raise NotTaken("the epilogue reads the anchor's result at other positions")
 
 
 def _same(indices: Sequence[Any], axes: Sequence[Any]) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import tvm
 from tvm import s_tir, tirx
 from tvm.tirx import ForKind
+from tvm_ffi import structural_map
 
 Expr: TypeAlias = Any  # a TIR expression or a Python int
 Stmt: TypeAlias = Any
@@ -32,6 +34,19 @@ def loop(extent: Expr, body: Callable[[Expr], Stmt], name: str = "i", kind: ForK
 def between(low: Expr, high: Expr, body: Callable[[Expr], Stmt], name: str = "i") -> Stmt:
     """`for name in range(low, high): body(name)`."""
     return loop(high - low, lambda i: body(low + i), name)
+
+
+def split_range(
+    low: Expr, high: Expr, full: int, body: Callable[[Expr], Stmt], rest: Callable[[], Stmt] | None, name: str
+) -> Stmt:
+    """`body` for indices below `full` in [low, high), then `rest` for the index `full`, where there is one."""
+    if rest is None:
+        return between(low, high, body, name)
+    if isinstance(low, int) and isinstance(high, int):
+        parts = [between(low, min(high, full), body, name)] if low < min(high, full) else []
+        return block(*parts, *([rest()] if high > full else []))
+    parts = [between(low, tirx.min(high, full), body, name)] if full else []
+    return block(*parts, when(high > full, rest()))
 
 
 def parallel(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -98,6 +113,18 @@ def scratch(name: str, shape: Sequence[int], dtype: str) -> Buffer:
 def allocate(buffers: Sequence[Buffer], body: Stmt) -> Stmt:
     """The body with these buffers allocated before it."""
     return block(*(tirx.AllocBuffer(buffer) for buffer in buffers), body)
+
+
+def loads(value: Expr) -> list[Any]:
+    """All loads of an expression."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    structural_map(value, [(tvm.ir.TensorLoad, keep)])
+    return found
 
 
 def as_index(index: Expr, var: Any) -> Expr:

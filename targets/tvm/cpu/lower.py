@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul
+from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul, winograd
 from graphopt.targets.tvm.machine import Machine
 
 # AnnotateTIROpPattern's kOutEWiseFusable: elementwise consumers may join.
@@ -62,8 +62,13 @@ def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
     if depthwise.is_depthwise(weights.shape, window.groups):
         packed = relax.const(depthwise.pack(weights))
         return _anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
-    packed = relax.const(conv2d.packed(shape, weights, window, machine))
     channels = weights.shape[0]
+    plan = winograd.better_plan(shape, weights.shape, window, machine)
+    if plan is not None:
+        packed = relax.const(winograd.pack(weights, plan, machine))
+        define = lambda a, u: winograd.define(a, u, window, channels, plan.m)  # noqa: E731
+        return _anchor(builder, define, x, packed, name=winograd.NAME)
+    packed = relax.const(conv2d.packed(shape, weights, window, machine))
     return _anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
 
 

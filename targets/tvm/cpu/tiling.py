@@ -21,9 +21,10 @@ from graphopt.targets.tvm.machine import Machine
 _FMA_PER_CYCLE = 2.0
 _FMA_LATENCY = 4.0
 # Cycles per load that are not hidden behind multiply-adds, and bytes per cycle at which weights stream from the
-# second-level cache. Fitted to measured tiles.
+# second-level cache and from behind it. Fitted to measured tiles.
 _LOAD_CYCLES = 0.02
 _L2_BYTES_PER_CYCLE = 25.6
+_L3_BYTES_PER_CYCLE = 10.0
 # Streams that a core prefetches well, cycles for each further one, and the input bytes per position from which a
 # position is a stream of its own.
 _STREAMS = 8
@@ -120,6 +121,11 @@ def _tile_cycles(positions: int, vectors: int, problem: Problem, machine: Machin
     cycles = max(fmas / _FMA_PER_CYCLE, streamed, _FMA_LATENCY)
     cycles += _LOAD_CYCLES * (positions + vectors) + _STREAM_CYCLES * max(0, extra)
     return problem.taps * cycles + _TILE_OVERHEAD + fmas
+
+
+def stream_cycles(weight_bytes: int, machine: Machine) -> float:
+    """Cycles to read weights once, where they do not stay in the second-level cache."""
+    return weight_bytes / _L3_BYTES_PER_CYCLE if weight_bytes > machine.l2 / 2 else 0.0
 
 
 def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:

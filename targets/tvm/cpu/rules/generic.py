@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphopt.targets.tvm.cpu import loops
 from graphopt.targets.tvm.cpu.blocks import Block, NotRegular, inline, read_blocks
+from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused, anchor_alone
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt
 from graphopt.targets.tvm.machine import Machine
 
@@ -29,8 +30,8 @@ _WORTH_THREADS = 1 << 14
 _WAYS = 4
 
 
-def schedule(function: Any, machine: Machine) -> Any:
-    """The function with one nest for all of its blocks, or one for each."""
+def schedule(function: Any, machine: Machine, anchored: Callable[[Fused, Machine], Stmt]) -> Any:
+    """The function with one nest for all of its blocks, or one for each; anchors get theirs from `anchored`."""
     try:
         body = inline(function)
         blocks = read_blocks(body)
@@ -39,10 +40,16 @@ def schedule(function: Any, machine: Machine) -> Any:
     outputs = [param for param in function.params if any(param.same_as(block.out) for block in blocks)]
     inner = [block.out for block in blocks if not any(block.out.same_as(output) for output in outputs)]
     shared = _shared_axes(blocks, inner)
-    if shared or len(blocks) == 1:
+    anchors = [block for block in blocks if ANCHOR in block.node.annotations]
+    if not anchors and (shared or len(blocks) == 1):
         nest = _Rows(blocks, inner, shared, machine).nest()
     else:
-        nests = [_Rows([block], [], _own_axes(block), machine).nest() for block in blocks]
+        nests = [
+            anchored(anchor_alone(block.node, function), machine)
+            if block in anchors
+            else _Rows([block], [], _own_axes(block), machine).nest()
+            for block in blocks
+        ]
         nest = loops.allocate(inner, loops.block(*nests))
     return loops.function(function, nest)
 
