@@ -114,8 +114,15 @@ FAMILIES = {
         h = MatMul(x, w) y = Softmax(h) shape = Shape<start=0, end=1>(x) rest = Constant<value_ints=[-1]>()
         both = Concat<axis=0>(shape, rest) z = Reshape(x, both) whole = Shape(x) one = Constant<value_float=1.0>()
         ones = Expand(one, whole) v = Mul(ones, x) }""",
+    "dynamic-moves": """(float[N,M,4] x, float[P,M,4] y) => (float[A,M,4] a, float[N,B,4] b, float[N,M,4] c,
+        float[C,M,8] d, float[N,D,4] e, float[N,M,4] f, int64[1] h, int64[3] i) {
+        s = Constant<value_ints=[-1]>() t = Constant<value_ints=[1000000000]>() z = Constant<value_ints=[0]>()
+        o = Constant<value_ints=[1]>() a = Slice(x, s, t, z) b = Slice(x, o, t, o)
+        c = Sub(x, y) r = Constant<value_ints=[2,1,2]>() d = Tile(x, r)
+        p = Constant<value_ints=[0,1,0,0,2,0]>() e = Pad<mode="edge">(x, p) g = Concat<axis=0>(x, y)
+        w = Shape<end=1>(x) k = Slice(g, z, w, z) f = Add(k, x) h = Shape<start=1, end=2>(b) i = Shape(e) }""",
 }
-SIZES = {"N": 2, "M": 3, "K": 12}
+SIZES = {"N": 2, "M": 3, "K": 12, "P": 2}
 
 
 def feeds_of(model: onnx_ir.Model, family: str) -> dict[str, np.ndarray]:

@@ -166,6 +166,11 @@ class Lowering:
 
         return isinstance(expr, GenericConst)
 
+    def is_call_tir(self, var: Expr) -> bool:
+        """Whether a variable is bound to the call of a TIR function."""
+        bound = self.builder.lookup_binding(var) if isinstance(var, self.relax.Var) else None
+        return getattr(getattr(bound, "op", None), "name", "") == "relax.call_tir"
+
     def per_channel(self, vector: Expr, spatial: int) -> Expr:
         """[C] -> [1, C, 1, ...]; a constant stays one."""
         if self.is_const(vector):

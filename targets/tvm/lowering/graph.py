@@ -105,9 +105,11 @@ def _settled(c: Lowering, node: ir.Node, value: ir.Value, expr: Any) -> Any:
 
     out = expr if c.is_const(expr) or isinstance(expr, c.relax.Var) else c.emit(expr)
     wanted, have = c.type_of(value), out.ty
-    if structural_equal(wanted.shape, have.shape) and c.dtype_of(out) == dtype_name(value):
-        return out
     static = c.shapes.static(value)
+    # Passes infer the type of a call_tir anew, and lose dims that its buffers have as expressions.
+    held = static is not None or not c.is_call_tir(out)
+    if held and structural_equal(wanted.shape, have.shape) and c.dtype_of(out) == dtype_name(value):
+        return out
     got = [int(dim) if hasattr(dim, "value") else None for dim in have.shape] if have.shape is not None else None
     wrong_shape = static is not None and got is not None and None not in got and tuple(got) != static
     if wrong_shape or c.dtype_of(out) != dtype_name(value):
