@@ -83,7 +83,15 @@ class Lowering:
             fits = dim == 1 or axis == free or structural_equal(mine, theirs)
             wanted.append(mine if fits else theirs)
             differs = differs or not fits
-        return self.builder.match_cast(expr, self.relax.TensorType(wanted, n.dtype(index))) if differs else expr
+        return self.held(expr, self.relax.TensorType(wanted, n.dtype(index))) if differs else expr
+
+    def held(self, expr: Expr, wanted: Any) -> Expr:
+        """A tensor with dims in other words, as many elements: a view, whose size is checked at run time.
+
+        Not match_cast: TVM takes it to define the symbols in `wanted`, endlessly where the old dims contain them.
+        """
+        shape = self.relax.ShapeExpr(list(wanted.shape))
+        return self.emit(self.op.call_pure_packed("vm.builtin.reshape", self.emit(expr), shape, ty_args=wanted))
 
     def optional(self, n: View, index: int) -> Expr | None:
         return self.input(n, index) if n.has(index) else None
@@ -126,19 +134,29 @@ class Lowering:
         """Bind an expression to a variable, whose type is then known."""
         return self.builder.emit(expr, name)
 
-    def te(self, compute: Callable[..., Any], *args: Any, name: str, alone: bool = False) -> Expr:
+    def te(
+        self,
+        compute: Callable[..., Any],
+        *args: Any,
+        name: str,
+        shape: Sequence[Any] | None = None,
+        alone: bool = False,
+    ) -> Expr:
         """Bind a function in TE over Relax expressions.
 
         Args:
-            compute: from TE tensors and dims to a TE tensor. It must not use dims from outside except for the shape
-                of its result: TVM renames those of the arguments.
+            compute: from TE tensors and dims to a TE tensor. It must not use dims from outside: TVM renames the symbols
+                of the arguments, and a symbol under two names breaks its passes.
             args: the tensors and dims.
             name: of the TIR function.
+            shape: a list of dims that is the last argument.
             alone: not to be fused; TVM's fusion loses dims that no buffer of the function has.
         """
         from tvm.ir import Call
 
         bound = [self.emit(arg) if isinstance(arg, Call) else arg for arg in args]
+        if shape is not None:
+            bound.append(self.relax.ShapeExpr(list(shape)))
         opaque = 8  # TVM's kOpaque
         attributes = {"primfunc_attrs": {"op_pattern": opaque}} if alone else {}
         return self.builder.emit_te(compute, *bound, primfunc_name_hint=name, **attributes)

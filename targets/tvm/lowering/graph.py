@@ -117,7 +117,7 @@ def _settled(c: Lowering, node: ir.Node, value: ir.Value, expr: Any) -> Any:
             f"{node.op_type} {node.name}: lowered to {c.dtype_of(out)}{got}, but its output is "
             f"{dtype_name(value)}{list(static or ())}; this is a bug in the lowering"
         )
-    return c.builder.match_cast(out, wanted)
+    return c.held(out, wanted)
 
 
 def _is_constant(node: ir.Node) -> bool:

@@ -24,29 +24,28 @@ def within(c: Lowering, index: Any, size: Any) -> Any:
 @lowers("Gather", dtypes=ALL)
 def gather(c: Lowering, n: View) -> Expr:
     axis, rank = n.axis(0), n.rank(1)
-    out = c.out_shape(n)
 
-    def compute(data: Any, indices: Any) -> Any:
+    def compute(data: Any, indices: Any, out: Any) -> Any:
         def at(*i: Any) -> Any:
             chosen = within(c, indices(*i[axis : axis + rank]), data.shape[axis])
             return data(*i[:axis], chosen, *i[axis + rank :])
 
         return c.te_lang.compute(out, at, name="take")
 
-    return c.te(compute, c.input(n, 0), c.input(n, 1), name="take")
+    return c.te(compute, c.input(n, 0), c.input(n, 1), name="take", shape=c.out_shape(n))
 
 
 @lowers("GatherElements", dtypes=ALL)
 def gather_elements(c: Lowering, n: View) -> Expr:
-    axis, out = n.axis(0), c.out_shape(n)
+    axis = n.axis(0)
 
-    def compute(data: Any, indices: Any) -> Any:
+    def compute(data: Any, indices: Any, out: Any) -> Any:
         def at(*i: Any) -> Any:
             return data(*i[:axis], within(c, indices(*i), data.shape[axis]), *i[axis + 1 :])
 
         return c.te_lang.compute(out, at, name="gather_elements")
 
-    return c.te(compute, c.input(n, 0), c.input(n, 1), name="gather_elements")
+    return c.te(compute, c.input(n, 0), c.input(n, 1), name="gather_elements", shape=c.out_shape(n))
 
 
 def _last_dim_check(n: View) -> str | None:
@@ -58,11 +57,11 @@ def _last_dim_check(n: View) -> str | None:
 
 @lowers("GatherND", dtypes=ALL, check=_last_dim_check)
 def gather_nd(c: Lowering, n: View) -> Expr:
-    batch, dims, out = int(n.attr("batch_dims", 0)), n.dims(1), c.out_shape(n)
+    batch, dims = int(n.attr("batch_dims", 0)), n.dims(1)
     assert dims is not None and isinstance(dims[-1], int)
     depth, rows = dims[-1], len(dims) - 1
 
-    def compute(data: Any, indices: Any) -> Any:
+    def compute(data: Any, indices: Any, out: Any) -> Any:
         def at(*i: Any) -> Any:
             row = i[:rows]
             chosen = [within(c, indices(*row, k), data.shape[batch + k]) for k in range(depth)]
@@ -70,7 +69,7 @@ def gather_nd(c: Lowering, n: View) -> Expr:
 
         return c.te_lang.compute(out, at, name="gather_nd")
 
-    return c.te(compute, c.input(n, 0), c.input(n, 1), name="gather_nd")
+    return c.te(compute, c.input(n, 0), c.input(n, 1), name="gather_nd", shape=c.out_shape(n))
 
 
 _REDUCTIONS = {"none": "update", "add": "add", "mul": "mul", "min": "min", "max": "max"}
@@ -116,10 +115,10 @@ def _one_hot_check(n: View) -> str | None:
 
 @lowers("OneHot", dtypes=NUMBERS, check=_one_hot_check)
 def one_hot(c: Lowering, n: View) -> Expr:
-    out, axis = c.out_shape(n), int(n.attr("axis", -1))
-    axis = axis + len(out) if axis < 0 else axis
+    axis = int(n.attr("axis", -1))
+    axis = axis + n.rank(0) + 1 if axis < 0 else axis
 
-    def compute(indices: Any, values: Any) -> Any:
+    def compute(indices: Any, values: Any, out: Any) -> Any:
         def at(*i: Any) -> Any:
             index = indices(*i[:axis], *i[axis + 1 :]).astype("int64")
             chosen = c.tirx.Select(index < 0, index + out[axis], index)
@@ -127,7 +126,7 @@ def one_hot(c: Lowering, n: View) -> Expr:
 
         return c.te_lang.compute(out, at, name="one_hot")
 
-    return c.te(compute, c.input(n, 0), c.input(n, 2), name="one_hot")
+    return c.te(compute, c.input(n, 0), c.input(n, 2), name="one_hot", shape=c.out_shape(n))
 
 
 @lowers("ReverseSequence", dtypes=ALL)

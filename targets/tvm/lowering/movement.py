@@ -49,7 +49,8 @@ def split(c: Lowering, n: View) -> list[Expr]:
 def _window(c: Lowering, x: Expr, shape: list[Any], begins: dict[int, Any], steps: dict[int, int]) -> Expr:
     """out[..., i, ...] = x[..., begin + i * step, ...]."""
 
-    def compute(a: Any, *starts: Any) -> Any:
+    def compute(a: Any, *rest: Any) -> Any:
+        *starts, shape = rest
         first = dict(zip(begins, starts, strict=True))
 
         def at(*i: Any) -> Any:
@@ -57,7 +58,7 @@ def _window(c: Lowering, x: Expr, shape: list[Any], begins: dict[int, Any], step
 
         return c.te_lang.compute(shape, at, name="strided_slice")
 
-    return c.te(compute, x, *begins.values(), name="strided_slice")
+    return c.te(compute, x, *begins.values(), name="strided_slice", shape=shape)
 
 
 def _slice_check(n: View) -> str | None:
@@ -100,14 +101,12 @@ def slice_(c: Lowering, n: View) -> Expr:
 
 @lowers("Tile", dtypes=ALL)
 def tile(c: Lowering, n: View) -> Expr:
-    out = c.out_shape(n)
-
-    def compute(a: Any) -> Any:
+    def compute(a: Any, out: Any) -> Any:
         return c.te_lang.compute(
             out, lambda *i: a(*[c.tirx.floormod(j, a.shape[d]) for d, j in enumerate(i)]), name="tile"
         )
 
-    return c.te(compute, c.input(n, 0), name="tile")
+    return c.te(compute, c.input(n, 0), name="tile", shape=c.out_shape(n))
 
 
 def _pad_check(n: View) -> str | None:
@@ -138,12 +137,14 @@ def pad(c: Lowering, n: View) -> Expr:
     pads, mode, tirx = pads_of(n), n.attr("mode", "constant"), c.tirx
     assert pads is not None
     begins = [c.dim(item) for item in pads[0]]
-    out, dtype = c.out_shape(n), n.dtype(0)
+    dtype = n.dtype(0)
     fill = c.input(n, 2) if n.has(2) else c.const(n.attr("value", 0), dtype)
     fill = c.emit(c.reshape(fill, []))
     touched = [d for d in range(n.rank(0)) if pads[0][d] != 0 or pads[1][d] != 0]
 
-    def compute(a: Any, value: Any, *before: Any) -> Any:
+    def compute(a: Any, value: Any, *rest: Any) -> Any:
+        *before, out = rest
+
         def inner(d: int, j: Any) -> Any:
             at, size = j - before[d], a.shape[d]
             if mode == "edge":
@@ -162,7 +163,7 @@ def pad(c: Lowering, n: View) -> Expr:
 
         return c.te_lang.compute(out, at, name="pad")
 
-    return c.te(compute, c.input(n, 0), fill, *begins, name="pad")
+    return c.te(compute, c.input(n, 0), fill, *begins, name="pad", shape=c.out_shape(n))
 
 
 @lowers("DepthToSpace", "SpaceToDepth", dtypes=ALL)
@@ -237,19 +238,20 @@ def constant_of_shape(c: Lowering, n: View) -> Expr:
 
 @lowers("Range", dtypes=frozenset({"float32", "float64", "int16", "int32", "int64"}))
 def range_(c: Lowering, n: View) -> Expr:
-    start, delta, dtype, out = c.input(n, 0), c.input(n, 2), n.dtype(0), c.out_shape(n)
+    dtype = n.dtype(0)
+    start, delta = (c.emit(c.reshape(c.input(n, index), [])) for index in (0, 2))
 
-    def compute(a: Any, d: Any) -> Any:
+    def compute(a: Any, d: Any, out: Any) -> Any:
         return c.te_lang.compute(out, lambda i: a() + i.astype(dtype) * d(), name="range")
 
-    return c.te(compute, c.emit(c.reshape(start, [])), c.emit(c.reshape(delta, [])), name="range")
+    return c.te(compute, start, delta, name="range", shape=c.out_shape(n))
 
 
 @lowers("EyeLike", dtypes=ALL)
 def eye_like(c: Lowering, n: View) -> Expr:
-    k, tirx, dtype, out = int(n.attr("k", 0)), c.tirx, n.out_dtype(), c.out_shape(n)
+    k, tirx, dtype = int(n.attr("k", 0)), c.tirx, n.out_dtype()
 
     def at(i: Any, j: Any) -> Any:
         return tirx.Select(j - i == k, tirx.const(1, dtype), tirx.const(0, dtype))
 
-    return c.te(lambda: c.te_lang.compute(out, at, name="eye"), name="eye")
+    return c.te(lambda out: c.te_lang.compute(out, at, name="eye"), name="eye", shape=c.out_shape(n))

@@ -49,11 +49,11 @@ def _pool_by_definition(
     pads: tuple[int, ...],
 ) -> Expr:  # fmt: skip
     """ceil_mode: windows may reach over the padded end; what lies behind it counts for nothing."""
-    count, dtype, out_shape = len(kernel), n.dtype(0), c.out_shape(n)
+    count, dtype = len(kernel), n.dtype(0)
     te, tirx, average = c.te_lang, c.tirx, n.op == "AveragePool"
     counts_padding = bool(n.attr("count_include_pad", 0))
 
-    def compute(x: Any) -> Any:
+    def compute(x: Any, out_shape: Any) -> Any:
         def at(*i: Any) -> tuple[list[Any], Any, Any]:
             places = [i[2 + a] * strides[a] + taps[a] * dilations[a] - pads[a] for a in range(count)]
             inside = tirx.all(*[tirx.all(p >= 0, p < x.shape[2 + a]) for a, p in enumerate(places)])
@@ -85,7 +85,7 @@ def _pool_by_definition(
         sizes = te.compute(out_shape[2:], counted, name="pool_count")
         return te.compute(out_shape, lambda *i: sums(*i) / sizes(*i[2:]), name="avg_pool")
 
-    return c.te(compute, c.input(n, 0), name=n.op.lower())
+    return c.te(compute, c.input(n, 0), name=n.op.lower(), shape=c.out_shape(n))
 
 
 @lowers("GlobalAveragePool", "GlobalMaxPool", dtypes=FLOATS)

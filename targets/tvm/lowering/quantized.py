@@ -30,15 +30,15 @@ def spread(c: Lowering, n: View, index: int) -> Expr | None:
     axis = n.axis(1)
     if not n.attr("block_size", 0):
         return c.emit(c.op.expand_dims(value, [d for d in range(rank) if d != axis])) if rank > 1 else value
-    block, out = int(n.attr("block_size")), c.shape(n.value(0))
+    block = int(n.attr("block_size"))
 
-    def compute(a: Any) -> Any:
+    def compute(a: Any, out: Any) -> Any:
         def at(*i: Any) -> Any:
             return a(*[c.tirx.floordiv(j, block) if d == axis else j for d, j in enumerate(i)])
 
         return c.te_lang.compute(out, at, name="repeat_blocks")
 
-    return c.te(compute, value, name="repeat_blocks")
+    return c.te(compute, value, name="repeat_blocks", shape=c.shape(n.value(0)))
 
 
 @lowers("DequantizeLinear", dtypes=CODES)

@@ -93,10 +93,9 @@ class _Direction:
         expr = c.input(self.n, operand)
         if c.is_const(expr):
             return c.const(expr.value.numpy()[index, start : start + size])
-        rest = c.shape(self.n.value(operand))[2:]
 
         def compute(a: Any) -> Any:
-            shape = [c.tirx.IntImm("int64", size), *rest]
+            shape = [c.tirx.IntImm("int64", size), *a.shape[2:]]
             return c.te_lang.compute(shape, lambda *i: a(index, i[0] + start, *i[1:]), name="rows")
 
         return c.te(compute, expr, name="rows")
@@ -108,8 +107,7 @@ class _Direction:
             return c.emit(c.op.zeros(c.relax.ShapeExpr([c.tirx.IntImm("int64", d) if isinstance(d, int) else d
                                                         for d in shape]), self.n.dtype(0)))  # fmt: skip
         index = self.index
-        whole = [self.batch, c.tirx.IntImm("int64", self.hidden)]
-        return c.te(lambda a: c.te_lang.compute(whole, lambda *i: a(index, *i), name="state"),
+        return c.te(lambda a: c.te_lang.compute(a.shape[1:], lambda *i: a(index, *i), name="state"),
                     c.input(self.n, operand), name="state")  # fmt: skip
 
     def _transposed(self, operand: int, start: int, size: int) -> Expr:
@@ -136,8 +134,7 @@ class _Direction:
 
     def _step_input(self, whole: Expr, t: int) -> Expr:
         c = self.c
-        shape = [self.batch, c.tirx.IntImm("int64", self.gates * self.hidden)]
-        return c.te(lambda a: c.te_lang.compute(shape, lambda *i: a(t, *i), name="step"), whole, name="step")
+        return c.te(lambda a: c.te_lang.compute(a.shape[1:], lambda *i: a(t, *i), name="step"), whole, name="step")
 
     def _recurrence(self, state: Expr, first: int, count: int) -> Expr:
         """state R^T + Rb of some gates."""
@@ -149,8 +146,12 @@ class _Direction:
 
     def _gate(self, x: Expr, index: int) -> Expr:
         c, start = self.c, index * self.hidden
-        shape = [self.batch, c.tirx.IntImm("int64", self.hidden)]
-        return c.te(lambda a: c.te_lang.compute(shape, lambda i, j: a(i, j + start), name="gate"), x, name="gate")
+        size = c.tirx.IntImm("int64", self.hidden)
+
+        def compute(a: Any) -> Any:
+            return c.te_lang.compute([a.shape[0], size], lambda i, j: a(i, j + start), name="gate")
+
+        return c.te(compute, x, name="gate")
 
     def _step(self, x: Expr, state: Expr, cell: Expr | None) -> tuple[Expr, Expr | None]:
         step = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self.n.op]

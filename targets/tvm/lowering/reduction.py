@@ -77,10 +77,8 @@ def softmax(c: Lowering, n: View) -> Expr:
 @lowers("ArgMax", "ArgMin", dtypes=NUMBERS)
 def arg_extreme(c: Lowering, n: View) -> Expr:
     """The first index of the extreme, or the last one with select_last_index."""
-    te, tirx, axis, shape = c.te_lang, c.tirx, n.axis(0), c.shape(n.value(0))
+    te, tirx, axis = c.te_lang, c.tirx, n.axis(0)
     keep, last, largest = bool(n.attr("keepdims", 1)), bool(n.attr("select_last_index", 0)), n.op == "ArgMax"
-    size = shape[axis]
-    out = [dim for index, dim in enumerate(shape) if index != axis]
 
     def better(a: Any, b: Any) -> Any:
         first = tirx.Select(a[0] >= 0, a[0], b[0])  # -1 is the identity: no element yet
@@ -95,7 +93,8 @@ def arg_extreme(c: Lowering, n: View) -> Expr:
     pick = te.comm_reducer(better, nothing, name=n.op.lower())
 
     def compute(x: Any) -> Any:
-        k = te.reduce_axis((0, size), name="k")
+        k = te.reduce_axis((0, x.shape[axis]), name="k")
+        out = [dim for index, dim in enumerate(x.shape) if index != axis]
 
         def at(*i: Any) -> Any:
             return pick((k, x(*i[:axis], k, *i[axis:])), axis=k)

@@ -64,7 +64,7 @@ def resize(c: Lowering, n: View) -> Expr:
 def _axis(c: Lowering, n: View, x: Expr, axis: int, scale: float, size: Any) -> Expr:
     mode, dtype, tirx = n.attr("mode", "nearest"), n.dtype(0), c.tirx
 
-    def compute(a: Any) -> Any:
+    def compute(a: Any, size: Any) -> Any:
         old = a.shape[axis]
         shape = [size if d == axis else dim for d, dim in enumerate(a.shape)]
 
@@ -85,7 +85,7 @@ def _axis(c: Lowering, n: View, x: Expr, axis: int, scale: float, size: Any) -> 
 
         return c.te_lang.compute(shape, at, name="resize")
 
-    return c.te(compute, x, name="resize")
+    return c.te(compute, x, size, name="resize")
 
 
 def _source(c: Lowering, n: View, index: Any, scale: float, old: Any, new: Any) -> Any:
