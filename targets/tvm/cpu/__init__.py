@@ -4,12 +4,15 @@
     tvm.compile(module, machine.target())   # memory planning and code generation as usual
 
 pipeline.py     the order of the passes
-canonical.py    moves of constants, clips
+canonical.py    moves of constants folded
+raising.py      calls said again as one operator
 lower.py        operators to anchors, weights packed
 fused.py        a fused function taken apart: anchor and epilogue
+blocks.py       the blocks of a function as data
 dispatch.py     which rule takes which function
 tiling.py       the analytic model of register tiles and tasks
 contraction.py  the register-tiled loop nest that convolutions and products share
+vector_math.py  exponentials as polynomials
 loops.py        the vocabulary for building TIR
 rules/          one file per family of operators
 

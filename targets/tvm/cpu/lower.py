@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul, winograd
+from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul, transposed, winograd
 from graphopt.targets.tvm.machine import Machine
 
 # AnnotateTIROpPattern's kOutEWiseFusable: elementwise consumers may join.
@@ -23,6 +24,7 @@ def legalizations(machine: Machine) -> dict[str, Callable[[Any, Any], Any]]:
     """The map for relax.transform.LegalizeOps."""
     return {
         "relax.nn.conv2d": lambda builder, call: _conv2d(builder, call, machine),
+        "relax.nn.conv2d_transpose": lambda builder, call: _conv2d_transpose(builder, call, machine),
         "relax.matmul": lambda builder, call: _matmul(builder, call, machine),
     }
 
@@ -58,7 +60,12 @@ def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
         (padding[0], padding[1], padding[2], padding[3]),
         int(attrs.groups),
     )
-    weights = weight.value.numpy().transpose(0, 3, 1, 2)
+    return _convolution(builder, x, weight.value.numpy().transpose(0, 3, 1, 2), window, machine)
+
+
+def _convolution(builder: Any, x: Any, weights: np.ndarray, window: conv2d.Window, machine: Machine) -> Any:
+    """The anchor for an NHWC input and constant OIHW weights."""
+    shape = tuple(int(dim) for dim in x.ty.shape)
     if depthwise.is_depthwise(weights.shape, window.groups):
         packed = relax.const(depthwise.pack(weights))
         return _anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
@@ -70,6 +77,30 @@ def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
         return _anchor(builder, define, x, packed, name=winograd.NAME)
     packed = relax.const(conv2d.packed(shape, weights, window, machine))
     return _anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
+
+
+def takes_transposed(call: Any) -> bool:
+    """Whether a transposed convolution, in whatever layout, is lowered here."""
+    attrs = call.attrs
+    plain = int(attrs.groups) == 1 and [int(i) for i in attrs.dilation] == [1, 1]
+    return plain and _shape(call.args[0]) is not None and isinstance(call.args[1], tvm.ir.GenericConst)
+
+
+def _conv2d_transpose(builder: Any, call: Any, machine: Machine) -> Any:
+    x, weight = call.args
+    attrs = call.attrs
+    layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout)
+    if not takes_transposed(call) or layouts != ("NHWC", "IOHW", "NHWC"):
+        return _default(builder, call)
+    strides, before = [int(i) for i in attrs.strides], [int(i) for i in list(attrs.padding)[:2]]
+    size, outputs = [int(dim) for dim in list(x.ty.shape)[1:3]], [int(dim) for dim in list(call.ty.shape)[1:3]]
+    weights = weight.value.numpy()
+    channels = weights.shape[1]
+    window = transposed.window(size, outputs, weights.shape[2:], strides, before)
+    everything = builder.emit(_convolution(builder, x, transposed.phases(weights, strides), window, machine))
+    return builder.call_te(
+        lambda a: transposed.shuffle(a, outputs, channels, strides, before), everything, primfunc_name_hint="shuffle"
+    )
 
 
 def _matmul(builder: Any, call: Any, machine: Machine) -> Any:

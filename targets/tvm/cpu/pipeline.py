@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 from tvm.tirx.transform import ForceNarrowIndexToInt32
 
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
-from graphopt.targets.tvm.cpu.lower import legalizations
+from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
 from graphopt.targets.tvm.machine import Machine
+
+
+def _layouts(call: Any) -> dict[str, list[str]]:
+    """Channels last where a rule wants them; TVM's own transposed convolution knows channels first only."""
+    if call.op.name == "relax.nn.conv2d":
+        return {"relax.nn.conv2d": ["NHWC", "OHWI"]}
+    if call.op.name == "relax.nn.conv2d_transpose":
+        last = ["NHWC", "IOHW"] if takes_transposed(call) else ["NCHW", "IOHW"]
+        return {"relax.nn.conv2d_transpose": last}
+    return {}
 
 
 def _narrow_indices(module: tvm.IRModule) -> tvm.IRModule:
@@ -27,7 +39,7 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The passes of `optimize`."""
     with machine.target():
         module = canonicalize(module)
-        module = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module)
+        module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = canonicalize(module)
         module = relax.transform.LegalizeOps(legalizations(machine))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)

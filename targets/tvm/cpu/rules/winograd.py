@@ -174,8 +174,8 @@ def _cycles(plan: Plan, g: Geometry, machine: Machine) -> float:
 def pack(weights: np.ndarray, plan: Plan, machine: Machine) -> np.ndarray:
     """OIHW weights, transformed in double precision and packed."""
     g = np.array(TRANSFORMS[plan.m].weights)
-    transformed = np.einsum("ai,ocij,bj->aboc", g, weights.astype("float64"), g)
     out, inputs = weights.shape[:2]
+    transformed = (g @ weights.astype("float64") @ g.T).transpose(2, 3, 0, 1)
     width = plan.tile.vectors * machine.lanes()
     blocks = math.ceil(out / width)
     padded = np.zeros(((plan.m + 2) ** 2, blocks * width, inputs), "float32")
