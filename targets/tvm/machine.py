@@ -129,10 +129,13 @@ def host_isa() -> Isa | None:
 def missing_flags(isa: Isa) -> tuple[str, ...]:
     """Features, as the kernel spells them, that code of this instruction set uses and this CPU lacks."""
     level = _LEVELS[isa]
-    arm = platform.machine() in ("aarch64", "arm64")
-    if arm != (level.triple == _ARM):
-        return (f"a CPU of {level.triple.partition('-')[0]}",)
     return tuple(sorted(level.flags - cpu_flags()))
+
+
+def foreign(machine: Machine) -> bool:
+    """Whether this process runs on another kind of machine."""
+    arm = platform.machine() in ("aarch64", "arm64")
+    return arm != (machine.triple == _ARM)
 
 
 def cores() -> int:

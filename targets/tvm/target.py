@@ -39,6 +39,7 @@ class Tvm(Target):
         device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64` is cross-compiled for 64-bit ARM Linux.
         isa: instruction set; `auto` is what this machine has (with device=aarch64: neon).
         threads: threads that the code is made for and run with; 0 for one per CPU of this machine.
+        emulator: `qemu` runs code for aarch64 on this machine, to verify it; TVM's runtime for it is fetched once.
         fallback: `onnxruntime` leaves nodes that TVM does not take to ONNX Runtime; `none` refuses such models.
     """
 
@@ -49,6 +50,7 @@ class Tvm(Target):
     device: Literal["cpu", "aarch64"] = "cpu"
     isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon"] = "auto"
     threads: int = 0
+    emulator: Literal["none", "qemu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Tvm(Target):
             raise GraphoptError(f"target 'tvm': threads={self.threads} is negative; 0 means one per core")
         if self.device == "aarch64" and self.isa not in ("auto", "neon"):
             raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; leave it out, or isa=neon")
+        if self.emulator == "qemu" and self.device != "aarch64":
+            raise GraphoptError("target 'tvm': emulator=qemu is for code of another machine: device=aarch64")
 
     def machine(self) -> Machine:
         """What code is generated for.
@@ -75,7 +79,15 @@ class Tvm(Target):
     def available(self) -> str | None:
         if importlib.util.find_spec("tvm") is None:
             return 'TVM is not installed; install it with: pip install "graphopt[tvm]"'
-        lacking = machines.missing_flags(self.machine().isa)
+        machine = self.machine()
+        if self.emulator == "qemu":
+            from graphopt.targets.tvm.emulated import emulator
+
+            installed = emulator(machine.triple) is not None
+            return None if installed else "qemu-user is not installed: apt-get install qemu-user"
+        if machines.foreign(machine):
+            return f"this machine is no {machine.triple.partition('-')[0]}; emulator=qemu runs the code here"
+        lacking = machines.missing_flags(machine.isa)
         return f"this CPU lacks {', '.join(lacking)}; copy the artifact to one that has it" if lacking else None
 
     def supports(self, domain: str, op_type: str, version: int, dtype: str | None = None) -> str | None:
@@ -127,12 +139,19 @@ class Tvm(Target):
         Raises:
             GraphoptError: no such file, code for another CPU, or a model that cannot be compiled.
         """
-        from graphopt.targets.tvm.runner import TvmRunner, compile_and_open
+        from graphopt.targets.tvm.runner import TvmRunner, compile_into
 
         path = Path(path)
         if not path.is_file():
             raise GraphoptError(f"there is no model file {path}")
         chosen = TvmSettings(threads=self.threads) if settings is None else TvmSettings.from_json(settings)
-        if path.name not in (LIBRARY, PLAN):
-            return compile_and_open(path, self, chosen)
-        return TvmRunner(path.parent, self, chosen)
+        compiled = path.name in (LIBRARY, PLAN)
+        if self.emulator == "qemu":
+            from graphopt.targets.tvm.emulated import EmulatedRunner
+
+            if compiled:
+                return EmulatedRunner(path.parent, self, chosen.threads)
+            return EmulatedRunner.in_scratch(compile_into(path, self), self, chosen.threads)
+        if compiled:
+            return TvmRunner(path.parent, self, chosen)
+        return TvmRunner.in_scratch(compile_into(path, self), self, chosen)

@@ -126,7 +126,7 @@ def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path:
 def test_the_example_in_cpp_runs_a_library(compiled: Path, tmp_path: Path) -> None:
     site = sysconfig.get_paths()["purelib"]
     libraries = [f"{site}/tvm_ffi/lib", f"{site}/tvm/lib"]
-    command = ["g++", "-std=c++17", str(ROOT / "examples" / "tvm" / "run.cc"), f"-I{site}/tvm_ffi/include"]
+    command = ["g++", "-std=c++17", str(ROOT / "targets" / "tvm" / "run.cc"), f"-I{site}/tvm_ffi/include"]
     command += [*(f"-L{path}" for path in libraries), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime"]
     command += [f"-Wl,-rpath,{':'.join(libraries)}", "-o", "run"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=300)

@@ -2,7 +2,9 @@
 //
 //   run model.so float32:1,3,48,192:x.bin ...       raw inputs in order; outputs go to out0.bin, out1.bin, ...
 //
-// Build (docs/tvm.md): g++ -std=c++17 run.cc -I.../tvm_ffi/include -ltvm_ffi -ltvm_runtime
+// and a line with type and dims of each output to the standard output. Build (docs/tvm.md):
+//
+//   g++ -std=c++17 run.cc -I.../tvm_ffi/include -ltvm_ffi -ltvm_runtime
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
@@ -65,6 +67,9 @@ int main(int argc, char** argv) try {
     std::ofstream file("out" + std::to_string(i) + ".bin", std::ios::binary);
     file.write(static_cast<const char*>(outputs[i].data_ptr()),
                static_cast<std::streamsize>(ffi::GetDataSize(outputs[i])));
+    std::cout << ffi::DLDataTypeToString(outputs[i].dtype()) << ":";
+    for (int axis = 0; axis < outputs[i].ndim(); ++axis) std::cout << (axis ? "," : "") << outputs[i].size(axis);
+    std::cout << "\n";
   }
   return 0;
 } catch (const std::exception& error) {

@@ -1,0 +1,69 @@
+"""Cross-compiling for aarch64: files without the device, and code that runs under qemu-user as the reference does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt import driver, models
+from graphopt.driver import Options
+from graphopt.errors import GraphoptError
+from graphopt.ir.text import from_text
+from graphopt.ir.writer import write
+from graphopt.manager.registry import make_target
+from graphopt.running import runnable
+
+pytestmark = pytest.mark.tvm
+pytest.importorskip("tvm")
+cross_compiler = pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="g++-aarch64-linux-gnu")
+qemu = pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-user")
+
+NET = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[1,3,8,8] x) => (float[1,4] y) <float[4,3,3,3] w, float[4] b>
+{ [conv] h = Conv<pads=[1,1,1,1]>(x, w, b) [act] r = Relu(h) [pool] g = GlobalAveragePool(r)
+  [flat] f = Flatten(g) [prob] y = Softmax(f) }"""
+AARCH64 = b"\xb7\x00"
+"""e_machine of an ELF file."""
+
+
+@cross_compiler
+def test_it_compiles_without_the_device_and_says_so(tmp_path: Path) -> None:
+    write(from_text(NET), tmp_path / "net.onnx")
+    artifact = driver.compile(tmp_path / "net.onnx", "tvm{device=aarch64 threads=1}", tmp_path / "build")
+    assert artifact.manifest["numerics"]["status"] == "not-checked"
+    assert artifact.manifest["numerics"]["reason"].endswith("it passed on the CPU")
+    assert any(note.startswith("compiled, not run: this machine is no aarch64") for note in artifact.manifest["notes"])
+    assert artifact.main.read_bytes()[18:20] == AARCH64
+    with pytest.raises(GraphoptError, match="this machine is no aarch64"):
+        runnable(tmp_path / "build").open()
+    target = make_target("tvm{device=aarch64}")
+    with pytest.raises(GraphoptError, match="made for aarch64"):
+        target.load(artifact.main)
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@cross_compiler
+@qemu
+@pytest.mark.parametrize(("name", "shapes"), [("ppocr-cls", {"x": (1, 3, 48, 192)}), ("magika", {"bytes": (1, 2048)})])
+def test_models_are_verified_under_qemu(name: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    options = Options(input_shapes=shapes, require_numerics=True)
+    target = "tvm{device=aarch64 threads=1 emulator=qemu}"
+    artifact = driver.compile(models.path(name), target, tmp_path / "build", options)
+    assert artifact.manifest["numerics"]["status"] == "passed"
+
+
+@pytest.mark.slow
+@cross_compiler
+@qemu
+def test_emulated_code_has_taps_and_no_times(tmp_path: Path) -> None:
+    write(from_text(NET), tmp_path / "net.onnx")
+    driver.compile(tmp_path / "net.onnx", "tvm{device=aarch64 threads=1 emulator=qemu}", tmp_path / "build")
+    feeds = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    with runnable(tmp_path / "build").open() as runner, runner.with_taps(["r"]) as tapped:
+        assert list(tapped.run(feeds)) == ["y", "r"]
+        with pytest.raises(GraphoptError, match="say nothing"):
+            runner.time(feeds, 1)
