@@ -176,24 +176,31 @@ def test_matmuls_of_an_attention_and_a_gelu() -> None:
     check(build, (1, 19, 32))
 
 
-def test_a_dynamic_batch_is_left_correct() -> None:
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_dynamic_rows(size: int) -> None:
+    """Products, layer norm and softmax over a symbolic dim are scheduled, and right at several sizes."""
     import tvm
     from tvm import relax, tirx
 
     from graphopt.targets.tvm.cpu import optimize
 
     def build(builder: Any, x: Any) -> Any:
-        return relax.op.nn.relu(builder.emit(relax.op.matmul(x, constant(6, 7))))
+        op = relax.op
+        a = builder.emit(op.nn.relu(builder.emit(op.add(builder.emit(op.matmul(x, constant(32, 40))), constant(40)))))
+        scores = builder.emit(op.matmul(a, builder.emit(op.permute_dims(a, [0, 2, 1]))))
+        mixed = builder.emit(op.matmul(builder.emit(op.nn.softmax(scores, -1)), a))
+        return op.nn.layer_norm(mixed, constant(40), constant(40), [-1])
 
     isa = host_isa()
     assert isa is not None
     machine = of(isa, 2)
-    dynamic = module(build, (tirx.Var("n", "int64"), 6))  # type: ignore[arg-type]
-    x = np.random.default_rng(0).standard_normal((5, 6), "float32")
-    weights = constant(6, 7).value.numpy()
-    runner = tvm.relax.VirtualMachine(tvm.compile(optimize(dynamic, machine), machine.target()), tvm.cpu())
+    x = np.random.default_rng(0).standard_normal((2, size, 32), "float32")
+    n = tirx.Var("n", "int64")
+    optimized = optimize(module(build, (2, n, 32)), machine)  # type: ignore[arg-type]
+    assert "T.parallel" in optimized.script()
+    runner = tvm.relax.VirtualMachine(tvm.compile(optimized, machine.target()), tvm.cpu())
     ours = runner["main"](tvm.runtime.tensor(x)).numpy()
-    np.testing.assert_allclose(ours, np.maximum(x @ weights, 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours, run(module(build, x.shape), x, "llvm"), rtol=0, atol=1e-4)
 
 
 def test_optimize_imports_tvm_only_when_called() -> None:

@@ -15,14 +15,16 @@ from tvm import s_tir, sym, tirx
 from tvm_ffi import structural_map
 
 from graphopt.targets.tvm.cpu.fused import ANCHOR
-from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, loads, shape_of
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, is_one, loads, shape_of, static
 
 _COMBINES = {tirx.Add: lambda a, b: a + b, tirx.Mul: lambda a, b: a * b, tirx.Max: tirx.max, tirx.Min: tirx.min}
+# Assumed length of a dynamic axis.
+_LONG = 64
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
 
 class NotRegular(Exception):
-    """A function is not a sequence of blocks of one store each over static axes."""
+    """A function is not a sequence of blocks of one store each over regular axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +32,15 @@ class Block:
     """One block.
 
     Attributes:
-        spatial, reduced: (variable, extent) per axis.
+        spatial, reduced: (variable, extent) per axis; an extent is an int or, where dynamic, an expression.
         out: the buffer written, at `indices` in terms of the spatial axes.
         value: what is stored; for a reduction, in terms of a load of `out`.
         init: where a reduction starts; None otherwise.
         node: the block in TVM's IR.
     """
 
-    spatial: tuple[tuple[Any, int], ...]
-    reduced: tuple[tuple[Any, int], ...]
+    spatial: tuple[tuple[Any, Any], ...]
+    reduced: tuple[tuple[Any, Any], ...]
     out: Buffer
     indices: tuple[Any, ...]
     value: Expr
@@ -46,8 +48,9 @@ class Block:
     node: Any
 
     def work(self) -> int:
-        """Elements visited."""
-        return math.prod(extent for _, extent in (*self.spatial, *self.reduced))
+        """Elements visited; a dynamic axis counts as a long one."""
+        extents = [extent for _, extent in (*self.spatial, *self.reduced)]
+        return math.prod(extent if isinstance(extent, int) else _LONG for extent in extents)
 
     def reduces_last(self) -> bool:
         """Whether a reduction runs along the last axis of what it reads, so that vectors run along it too."""
@@ -67,9 +70,10 @@ class Block:
             if any(node.source.same_as(buffer) for buffer in inner):
                 if len(node.indices) <= axis:
                     return False
-                if not node.indices[axis].same_as(var) and shape_of(node.source)[axis] != 1:
+                one = is_one(shape_of(node.source)[axis])
+                if not node.indices[axis].same_as(var) and not one:
                     return False
-                if shape_of(node.source)[axis] == 1 and self.spatial[axis][1] != 1:
+                if one and not is_one(self.spatial[axis][1]):
                     return False
         return True
 
@@ -77,6 +81,8 @@ class Block:
         """Places on the last spatial axis where a comparison of it with a constant changes."""
         var, extent = self.spatial[-1]
         found: set[int] = set()
+        if not isinstance(extent, int):
+            return []
 
         def compare(node: Any) -> Any:
             for left, right, plus in ((node.a, node.b, 0), (node.b, node.a, 1)):
@@ -88,7 +94,7 @@ class Block:
         structural_map(self.value, [(kind, compare) for kind in _COMPARISONS])
         return sorted(at for at in found if 0 < at < extent)
 
-    def within(self, segment: tuple[int, int]) -> Expr:
+    def within(self, segment: tuple[int, Expr]) -> Expr:
         """The value, conditions decided for indices of the last spatial axis in [low, high)."""
         if not self.breaks():
             return self.value
@@ -171,14 +177,14 @@ def _read(statement: Any) -> Block:
     node = statement.block
     if not (isinstance(statement.predicate, tirx.IntImm) and int(statement.predicate)):
         raise NotRegular("a block has a predicate")
-    spatial: list[tuple[Any, int]] = []
-    reduced: list[tuple[Any, int]] = []
+    spatial: list[tuple[Any, Any]] = []
+    reduced: list[tuple[Any, Any]] = []
     for axis in node.iter_vars:
-        if not isinstance(axis.dom.extent, tirx.IntImm) or axis.iter_type not in (0, 2):
-            raise NotRegular("a dynamic or opaque axis")
-        (reduced if axis.iter_type == 2 else spatial).append((axis.var, int(axis.dom.extent)))
-    if not spatial or any(not isinstance(dim, tirx.IntImm) for dim in node.body.buffer.ty.shape):
-        raise NotRegular("a scalar or dynamic result")
+        if axis.iter_type not in (0, 2):
+            raise NotRegular("an opaque axis")
+        (reduced if axis.iter_type == 2 else spatial).append((axis.var, static(axis.dom.extent)))
+    if not spatial:
+        raise NotRegular("a scalar result")
     init = None
     if reduced:
         if not isinstance(node.init, tirx.BufferStore):

@@ -52,6 +52,8 @@ _SKEW = 16
 class Geometry:
     """Extents of a contraction; a matrix product has kernel 1x1, `rows` = M, `cols` = 1, `inputs` = K, `channels` = N.
 
+    `batch`, `rows` and `height` may be expressions where nothing is staged.
+
     Attributes:
         channels, inputs: output and input channels of one group.
         height, width: input rows and columns.
@@ -59,13 +61,13 @@ class Geometry:
         before: padding above and to the left.
     """
 
-    batch: int
+    batch: Expr
     groups: int
-    rows: int
+    rows: Expr
     cols: int
     channels: int
     inputs: int
-    height: int
+    height: Expr
     width: int
     kernel: tuple[int, int] = (1, 1)
     strides: tuple[int, int] = (1, 1)
@@ -131,7 +133,7 @@ class Contraction:
     dtype: str = "float32"
 
     def nest(self) -> Stmt:
-        row_tiles = math.ceil(self.geometry.rows / self.tile.rows)
+        row_tiles = (self.geometry.rows + self.tile.rows - 1) // self.tile.rows
         blocks = self.geometry.groups * self._blocks()
         row_blocks, chunks = self.division.row_blocks, self.division.channel_chunks
 
@@ -183,14 +185,18 @@ class Contraction:
         self, source: _Source, where: tuple[Expr, Expr, Expr], vectors: list[Vector], row_tiles: tuple[Expr, Expr]
     ) -> Stmt:
         """All row and column tiles of one block of channels."""
-        full, tail = divmod(self.geometry.rows, self.tile.rows)
+        full, tail = self.geometry.rows // self.tile.rows, self.geometry.rows % self.tile.rows
 
-        def row_tile(r: Expr, rows: int) -> Stmt:
-            at = _Place(*where, r * self.tile.rows, row_tiles[0] * self.tile.rows)
+        def row_tile(row: Expr, rows: int) -> Stmt:
+            at = _Place(*where, row, row_tiles[0] * self.tile.rows)
             return self._columns(source, at, vectors, rows)
 
-        rest = (lambda: row_tile(full, tail)) if tail else None
-        return split_range(*row_tiles, full, lambda r: row_tile(r, self.tile.rows), rest, "row_tile")
+        rest: Callable[[], Stmt] | None = lambda: row_tile(full * self.tile.rows, tail)  # noqa: E731
+        if not isinstance(tail, int):
+            rest = lambda: loop(tail, lambda i: row_tile(full * self.tile.rows + i, 1), "row")  # noqa: E731
+        elif not tail:
+            rest = None
+        return split_range(*row_tiles, full, lambda r: row_tile(r * self.tile.rows, self.tile.rows), rest, "row_tile")
 
     def _columns(self, source: _Source, at: _Place, vectors: list[Vector], rows: int) -> Stmt:
         full, tail = divmod(self.geometry.cols, self.tile.cols)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import s_tir, tirx
 from tvm.tirx import ForKind
-from tvm_ffi import structural_map
+from tvm_ffi import structural_equal, structural_map
 
 Expr: TypeAlias = Any  # a TIR expression or a Python int
 Stmt: TypeAlias = Any
@@ -27,8 +27,9 @@ def loop(extent: Expr, body: Callable[[Expr], Stmt], name: str = "i", kind: ForK
     """`for name in range(extent): body(name)`; a loop of one iteration is its body."""
     if isinstance(extent, int) and extent == 1:
         return body(0)
-    var = tirx.Var(name, "int32")
-    return tirx.For(var, 0, extent, kind, body(var))
+    dtype = "int32" if isinstance(extent, int) else str(extent.ty.dtype)
+    var = tirx.Var(name, dtype)
+    return tirx.For(var, tirx.const(0, dtype), tirx.convert(extent), kind, body(var))
 
 
 def between(low: Expr, high: Expr, body: Callable[[Expr], Stmt], name: str = "i") -> Stmt:
@@ -37,7 +38,7 @@ def between(low: Expr, high: Expr, body: Callable[[Expr], Stmt], name: str = "i"
 
 
 def split_range(
-    low: Expr, high: Expr, full: int, body: Callable[[Expr], Stmt], rest: Callable[[], Stmt] | None, name: str
+    low: Expr, high: Expr, full: Expr, body: Callable[[Expr], Stmt], rest: Callable[[], Stmt] | None, name: str
 ) -> Stmt:
     """`body` for indices below `full` in [low, high), then `rest` for the index `full`, where there is one."""
     if rest is None:
@@ -45,11 +46,12 @@ def split_range(
     if isinstance(low, int) and isinstance(high, int):
         parts = [between(low, min(high, full), body, name)] if low < min(high, full) else []
         return block(*parts, *([rest()] if high > full else []))
-    parts = [between(low, tirx.min(high, full), body, name)] if full else []
+    none = isinstance(full, int) and full == 0
+    parts = [] if none else [between(low, tirx.min(high, full), body, name)]
     return block(*parts, when(high > full, rest()))
 
 
-def parallel(extent: int, body: Callable[[Expr], Stmt]) -> Stmt:
+def parallel(extent: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """A loop whose iterations are divided among the threads in equal runs."""
     return loop(extent, body, "task", ForKind.PARALLEL)
 
@@ -132,9 +134,26 @@ def as_index(index: Expr, var: Any) -> Expr:
     return tirx.convert(index).astype(var.ty.dtype) if not isinstance(index, int) else tirx.const(index, var.ty.dtype)
 
 
-def shape_of(buffer: Buffer) -> tuple[int, ...]:
-    """A buffer's static shape."""
-    return tuple(int(dim) for dim in buffer.ty.shape)
+def shape_of(buffer: Buffer) -> tuple[Any, ...]:
+    """A buffer's shape: Python ints, and expressions where it is dynamic."""
+    return tuple(static(dim) for dim in buffer.ty.shape)
+
+
+def static(dim: Expr) -> Expr:
+    """A Python int if the dim is known, else the expression."""
+    return int(dim) if isinstance(dim, int | tirx.IntImm) else dim
+
+
+def is_one(dim: Expr) -> bool:
+    """Whether a dim is known to be 1."""
+    return isinstance(dim, int) and dim == 1
+
+
+def same(left: Expr, right: Expr) -> bool:
+    """Whether two dims are known to be equal."""
+    if isinstance(left, int) or isinstance(right, int):
+        return isinstance(left, int) and isinstance(right, int) and left == right
+    return bool(structural_equal(left, right))
 
 
 def function(like: Any, body: Stmt) -> Any:

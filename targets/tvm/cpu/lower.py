@@ -106,11 +106,12 @@ def _conv2d_transpose(builder: Any, call: Any, machine: Machine) -> Any:
 def _matmul(builder: Any, call: Any, machine: Machine) -> Any:
     x, y = call.args
     left, right = _shape(x), _shape(y)
-    if left is None or right is None or len(left) < 2:
+    if right is None or x.ty.shape is None or len(x.ty.shape) < 2 or str(x.ty.dtype) != "float32":
         return _default(builder, call)
     if len(right) == 2 and isinstance(y, tvm.ir.GenericConst):
+        left = tuple(x.ty.shape)
         packed = relax.const(matmul.packed(left, y.value.numpy(), machine))
         return _anchor(builder, lambda a, w: matmul.define_packed(a, w, right[1]), x, packed, name=matmul.NAME)
-    if left[:-2] == right[:-2]:
+    if left is not None and left[:-2] == right[:-2]:
         return _anchor(builder, matmul.define, x, y, name=matmul.NAME)
     return _default(builder, call)

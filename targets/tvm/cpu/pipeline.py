@@ -25,14 +25,18 @@ def _layouts(call: Any) -> dict[str, list[str]]:
 
 
 def _narrow_indices(module: tvm.IRModule) -> tvm.IRModule:
-    """32-bit indices where no buffer holds 64-bit integers, which TVM's pass refuses."""
+    """32-bit indices where shapes are static and no buffer holds 64-bit integers, which TVM's pass refuses."""
     out = module.clone()
     for name, function in module.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc) and "int64" not in {
-            str(param.ty.dtype) for param in function.params
-        }:
+        if isinstance(function, tvm.tirx.PrimFunc) and all(map(_may_narrow, function.params)):
             out.update_func(name, ForceNarrowIndexToInt32()(tvm.IRModule({name: function}))[name])
     return out
+
+
+def _may_narrow(param: Any) -> bool:
+    if not tvm.tirx.is_buffer_var(param):
+        return False
+    return str(param.ty.dtype) != "int64" and all(isinstance(dim, tvm.tirx.IntImm) for dim in param.ty.shape)
 
 
 def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:

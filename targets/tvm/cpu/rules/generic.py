@@ -67,11 +67,21 @@ def _shared_axes(blocks: Sequence[Block], inner: Sequence[Buffer]) -> int:
     most = min(_own_axes(block) if len(block.spatial) == rank else len(block.spatial) for block in blocks)
     shared = 0
     while shared < most:
-        extents = {block.spatial[shared][1] for block in blocks}
-        if len(extents) != 1 or not all(block.keeps_axis(shared, inner) for block in blocks):
+        extent = blocks[0].spatial[shared][1]
+        alike = all(loops.same(extent, block.spatial[shared][1]) for block in blocks)
+        if not alike or not all(block.keeps_axis(shared, inner) for block in blocks):
             break
         shared += 1
     return shared
+
+
+def _divided(extent: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Full vectors and what is left."""
+    return extent // lanes, extent % lanes
+
+
+def _is_zero(count: Expr) -> bool:
+    return isinstance(count, int) and count == 0
 
 
 class _Rows:
@@ -99,25 +109,31 @@ class _Rows:
             low, high = t * rows // tasks, (t + 1) * rows // tasks
             return loops.between(low, high, lambda row: self._one(row, extents, (0, 1)), "row")
 
-        tasks = rows * cut if cut > 1 else min(rows, threads if rows % threads == 0 else threads * 4)
-        body = loops.parallel(tasks, task) if threads > 1 else loops.loop(rows, lambda r: self._one(r, extents, (0, 1)))
-        return body
+        if threads == 1:
+            return loops.loop(rows, lambda r: self._one(r, extents, (0, 1)), "row")
+        tasks = threads
+        if isinstance(rows, int):
+            tasks = rows * cut if cut > 1 else min(rows, threads if rows % threads == 0 else threads * 4)
+        return loops.parallel(tasks, task)
 
-    def _cut(self, rows: int, threads: int) -> int:
+    def _cut(self, rows: Expr, threads: int) -> int:
         """Parts of the last axis that run as tasks of their own, where there are too few rows."""
         block = self.blocks[0]
-        if rows >= threads or len(self.blocks) > 1 or block.reduces_last() or block.breaks():
+        last = block.spatial[-1][1]
+        if not isinstance(rows, int) or not isinstance(last, int) or rows >= threads:
             return 1
-        vectors = block.spatial[-1][1] // self.machine.lanes()
-        whole = block.spatial[-1][1] % self.machine.lanes() == 0
+        if len(self.blocks) > 1 or block.reduces_last() or block.breaks():
+            return 1
+        vectors = last // self.machine.lanes()
+        whole = last % self.machine.lanes() == 0
         return min(vectors, math.ceil(threads / rows)) if whole and vectors > 1 else 1
 
-    def _one(self, row: Expr, extents: Sequence[int], part: tuple[Expr, int]) -> Stmt:
+    def _one(self, row: Expr, extents: Sequence[Expr], part: tuple[Expr, int]) -> Stmt:
         """All blocks of one row."""
         indices: list[Expr] = []
         for extent in reversed(extents):
-            indices.insert(0, row % extent if extent > 1 else 0)
-            row = row // extent if extent > 1 else row
+            indices.insert(0, 0 if loops.is_one(extent) else row % extent)
+            row = row if loops.is_one(extent) else row // extent
         body = loops.block(*(self._block(block, indices, part) for block in self.blocks))
         return loops.allocate(list(self.temporaries.values()), body)
 
@@ -141,20 +157,26 @@ class _Rows:
         cuts = [0, *block.breaks(), extent]
         parts = []
         for low, high in itertools.pairwise(cuts):
-            full, tail = divmod(high - low, lanes)
+            full, tail = _divided(high - low, lanes)
             index, count = part
-            if full:
+            if not _is_zero(full):
                 first, last = index * full // count, (index + 1) * full // count
 
-                def vector(v: Expr, low: int = low, high: int = high) -> Stmt:
+                def vector(v: Expr, low: int = low, high: Expr = high) -> Stmt:
                     return self._vector(block, at, low + v * lanes, lanes, (low, high))
 
                 parts.append(loops.between(first, last, vector, "v"))
-            if tail:
+            if not isinstance(tail, int):
+
+                def rest(i: Expr, low: int = low, high: Expr = high, full: Expr = full) -> Stmt:
+                    return self._vector(block, at, low + full * lanes + i, 1, (low, high))
+
+                parts.append(loops.loop(tail, rest, "rest"))
+            elif tail:
                 parts.append(self._vector(block, at, low + full * lanes, tail, (low, high)))
         return loops.block(*parts)
 
-    def _vector(self, block: Block, at: Sequence[Expr], start: Expr, lanes: int, segment: tuple[int, int]) -> Stmt:
+    def _vector(self, block: Block, at: Sequence[Expr], start: Expr, lanes: int, segment: tuple[int, Expr]) -> Stmt:
         """One vector of results."""
         value = block.within(segment)
         if not block.reduced:
@@ -180,9 +202,9 @@ class _Rows:
         lanes = self.machine.lanes()
         dtype = str(block.out.ty.dtype)
         extent = block.reduced[-1][1]
-        full, tail = divmod(extent, lanes)
-        ways = next(w for w in (_WAYS, 2, 1) if full % w == 0) if full else 1
-        partial = [loops.register(f"part_{i}", lanes, dtype) for i in range(ways)] if full else []
+        full, tail = _divided(extent, lanes)
+        ways = next(w for w in (_WAYS, 2, 1) if full % w == 0) if isinstance(full, int) else 1
+        partial = [] if _is_zero(full) else [loops.register(f"part_{i}", lanes, dtype) for i in range(ways)]
         total = loops.register("total", 1, dtype)
 
         def update(acc: Buffer, index: Expr, r: Sequence[Expr]) -> Stmt:
@@ -198,8 +220,8 @@ class _Rows:
             def vectors(v: Expr) -> Stmt:
                 return loops.block(*(vector(v * ways + i, acc) for i, acc in enumerate(partial)))
 
-            parts = [loops.loop(full // ways, vectors, "v")] if full else []
-            if tail:
+            parts = [loops.loop(full // ways, vectors, "v")] if partial else []
+            if not _is_zero(tail):
                 parts.append(loops.loop(tail, lambda i: update(total, 0, [*r, full * lanes + i]), "i"))
             return loops.block(*parts)
 

@@ -16,27 +16,30 @@ from tvm import te
 
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
 from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
-from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, load, shape_of
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, is_one, load, shape_of, static
 from graphopt.targets.tvm.cpu.tiling import Problem, aliases, best_tile, divide
 from graphopt.targets.tvm.machine import Machine
 
 NAME = "matmul"
 _PACKED = "graphopt.packed"
+# Rows that a dynamic product is planned for.
+_ROWS = 64
 
 
-def geometry(left: Sequence[int], channels: int, shared: bool) -> Geometry:
+def geometry(left: Sequence[Expr], channels: int, shared: bool) -> Geometry:
     """The contraction of a left operand [..., M, K]; with `shared` weights all leading dims are rows."""
-    *batch, m, k = left
+    *batch, m, k = (static(dim) for dim in left)
     if shared:
         batch, m = [], m * math.prod(batch)
     return Geometry(batch=math.prod(batch), groups=1, rows=m, cols=1, channels=channels, inputs=k, height=m, width=1)
 
 
 def problem(g: Geometry) -> Problem:
+    known = isinstance(g.batch, int) and isinstance(g.rows, int)
     return Problem(
-        batch=g.batch,
+        batch=g.batch if known else 1,
         groups=1,
-        rows=g.rows,
+        rows=g.rows if known else _ROWS,
         cols=1,
         channels=g.channels,
         inputs=g.inputs,
@@ -54,7 +57,7 @@ def pack(weights: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(k, blocks, width).transpose(1, 0, 2))
 
 
-def packed(left: Sequence[int], weights: np.ndarray, machine: Machine) -> np.ndarray:
+def packed(left: Sequence[Expr], weights: np.ndarray, machine: Machine) -> np.ndarray:
     """The weights as the nest for a left operand of this shape wants them."""
     tile = best_tile(problem(geometry(left, weights.shape[1], shared=True)), machine)
     return pack(weights, tile.vectors * machine.lanes())
@@ -88,7 +91,7 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     g = geometry(shape_of(x), shape_of(fused.result)[-1], shared)
     p = problem(g)
     tile = best_tile(p, machine)
-    staged = aliases(g.inputs, tile.rows)
+    staged = isinstance(g.rows, int) and aliases(g.inputs, tile.rows)
     operands = _Product(x, w, fused, shared, tile.vectors * machine.lanes())
     return Contraction(g, operands, tile, divide(p, tile, machine), machine.lanes(), staged, exact=not shared).nest()
 
@@ -116,14 +119,14 @@ class _Product:
         leading = self._leading(shape_of(self.fused.output), n, row)
         return self.fused.finish((*leading, channel), lanes, accumulator)
 
-    def _leading(self, shape: Sequence[int], n: Expr, row: Expr) -> list[Expr]:
+    def _leading(self, shape: Sequence[Expr], n: Expr, row: Expr) -> list[Expr]:
         """All indices but the last: of a batch `n` and a row, or of a row that counts through the batch."""
         *batch, rows, _ = shape
         flat = n
         indices: list[Expr] = []
         if self.shared:
-            flat, row = (row // rows, row % rows) if math.prod(batch) > 1 else (0, row)
+            flat, row = (0, row) if all(map(is_one, batch)) else (row // rows, row % rows)
         for dim in reversed(batch):
-            indices.insert(0, flat % dim if dim > 1 else 0)
-            flat = flat // dim if dim > 1 else flat
+            indices.insert(0, 0 if is_one(dim) else flat % dim)
+            flat = flat if is_one(dim) else flat // dim
         return [*indices, row]
