@@ -81,7 +81,7 @@ class Division:
 
 @functools.cache
 def best_tile(problem: Problem, machine: Machine) -> Tile:
-    """The tile of least estimated time among those that fit the registers."""
+    """The tile of least estimated time, on the busiest thread, among those that fit the registers."""
     lanes = machine.lanes()
     most = math.ceil(problem.channels / lanes)
     best: tuple[float, Tile] | None = None
@@ -92,7 +92,7 @@ def best_tile(problem: Problem, machine: Machine) -> Tile:
                 if rows > 1 and cols < problem.cols:
                     continue  # columns first: they share cache lines
                 tile = Tile(rows, cols, vectors)
-                found = (estimate(problem, tile, machine), tile)
+                found = (busiest(problem, tile, machine), tile)
                 if best is None or found[0] < best[0]:
                     best = found
     assert best is not None
@@ -116,7 +116,7 @@ def estimate(problem: Problem, tile: Tile, machine: Machine) -> float:
 def _tile_cycles(positions: int, vectors: int, problem: Problem, machine: Machine) -> float:
     fmas = positions * vectors
     weight_bytes = vectors * machine.vector_bits / 8
-    streamed = weight_bytes / _L2_BYTES_PER_CYCLE if weight_bytes * problem.taps > machine.l1 / 2 else 0.0
+    streamed = weight_bytes / _L2_BYTES_PER_CYCLE if weight_bytes * problem.taps > machine.l1 / 4 else 0.0
     extra = positions - _STREAMS if 4 * problem.inputs >= _STREAM_BYTES else 0
     cycles = max(fmas / _FMA_PER_CYCLE, streamed, _FMA_LATENCY)
     cycles += _LOAD_CYCLES * (positions + vectors) + _STREAM_CYCLES * max(0, extra)
@@ -126,6 +126,12 @@ def _tile_cycles(positions: int, vectors: int, problem: Problem, machine: Machin
 def stream_cycles(weight_bytes: int, machine: Machine) -> float:
     """Cycles to read weights once, where they do not stay in the second-level cache."""
     return weight_bytes / _L3_BYTES_PER_CYCLE if weight_bytes > machine.l2 / 2 else 0.0
+
+
+def busiest(problem: Problem, tile: Tile, machine: Machine) -> float:
+    """Estimated cycles of the thread that has most to do."""
+    waste = _waste(problem, tile, divide(problem, tile, machine), machine)
+    return waste * estimate(problem, tile, machine) * problem.batch * problem.groups / machine.threads
 
 
 def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:
@@ -143,16 +149,24 @@ def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:
     fit = max(1, min(row_tiles, math.ceil(input_bytes / (_L2_SHARE * machine.l2))))
     for chunks in _chunks(blocks, machine.threads):
         for row_blocks in sorted({fit, *(min(row_tiles, fit * k) for k in range(1, 2 * machine.threads + 1))}):
-            tasks = problem.batch * row_blocks * chunks
-            slots = math.ceil(tasks / machine.threads) * machine.threads
-            share = math.ceil(row_tiles / row_blocks) * math.ceil(blocks / chunks)
-            waste = slots * share / (problem.batch * row_tiles * blocks)
+            division = Division(row_blocks, chunks)
+            waste = _waste(problem, tile, division, machine)
             traffic = weight_bytes * row_blocks * problem.batch + input_bytes * chunks * problem.batch
-            found = ((round(waste, 1), traffic), Division(row_blocks, chunks))
+            found = ((round(waste, 1), traffic), division)
             if best is None or found[0] < best[0]:
                 best = found
     assert best is not None
     return best[1]
+
+
+def _waste(problem: Problem, tile: Tile, division: Division, machine: Machine) -> float:
+    """Work of the busiest thread over that of an even division."""
+    row_tiles = math.ceil(problem.rows / tile.rows)
+    blocks = problem.groups * math.ceil(problem.channels / (machine.lanes() * tile.vectors))
+    tasks = problem.batch * division.row_blocks * division.channel_chunks
+    rounds = math.ceil(tasks / machine.threads)
+    share = math.ceil(row_tiles / division.row_blocks) * math.ceil(blocks / division.channel_chunks)
+    return rounds * machine.threads * share / (problem.batch * row_tiles * blocks)
 
 
 def aliases(row_elements: int, positions: int) -> bool:

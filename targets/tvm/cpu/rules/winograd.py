@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ from graphopt.targets.tvm.cpu.loops import (
 from graphopt.targets.tvm.cpu.rules.conv2d import Window
 from graphopt.targets.tvm.cpu.rules.conv2d import geometry as direct_geometry
 from graphopt.targets.tvm.cpu.rules.conv2d import problem as direct_problem
-from graphopt.targets.tvm.cpu.tiling import Division, Problem, Tile, best_tile, estimate, stream_cycles
+from graphopt.targets.tvm.cpu.tiling import Division, Problem, Tile, best_tile, busiest, estimate, stream_cycles
 from graphopt.targets.tvm.machine import Machine
 
 NAME = "winograd"
@@ -122,7 +122,7 @@ def better_plan(shape: Sequence[int], weights: Sequence[int], window: Window, ma
         return None
     g = direct_geometry(shape, weights, window)
     p = direct_problem(g)
-    best = 0.9 * estimate(p, best_tile(p, machine), machine) / min(machine.threads, g.rows) * g.batch
+    best = 0.9 * busiest(p, best_tile(p, machine), machine)
     found = None
     for m in TRANSFORMS:
         plan = make_plan(m, g, machine)
@@ -141,7 +141,7 @@ def make_plan(m: int, g: Geometry, machine: Machine) -> Plan:
     rounds = math.ceil(blocks * g.batch / machine.threads)
     row_blocks = min(tile_rows, max(blocks, rounds * machine.threads // g.batch))
     tiles = math.ceil(tile_rows / row_blocks) * tile_cols
-    return Plan(m, tile_rows, tile_cols, row_blocks, best_tile(_products(tiles, g), machine))
+    return Plan(m, tile_rows, tile_cols, row_blocks, best_tile(_products(tiles, g), replace(machine, threads=1)))
 
 
 def _products(tiles: int, g: Geometry) -> Problem:
