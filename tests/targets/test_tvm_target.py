@@ -63,6 +63,11 @@ def test_machines_describe_their_vectors() -> None:
     [
         ("(float[2,2] x) => (int64[2,N] y) { y = NonZero(x) }", "NonZero", "has no lowering"),
         ("(float[N,2] x, int64[K] s) => (float[A,B] y) { y = Reshape(x, s) }", "Reshape", "--input-shapes"),
+        (
+            "(int64[2] s) => (float[A,B] y) { y = ConstantOfShape(s) }",
+            "ConstantOfShape",
+            "does not follow from the input",
+        ),
         ("(string[2] x) => (string[2] y) { y = Identity(x) }", "Identity", "on string"),
         (
             "(float[1,2,H,8] x, float[2,2,3,3] w) => (float[1,2,I,4] y) "

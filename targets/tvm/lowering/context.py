@@ -52,8 +52,14 @@ class Lowering:
             tensor = const_tensor(value)
             if tensor is None:
                 raise GraphoptError(f"value {value.name!r} is read before it is lowered")
-            self._exprs[value] = self.const(tensor.numpy())
+            array = tensor.numpy()
+            self._exprs[value] = self.const(array) if array.size else self._nothing(array)
         return self._exprs[value]
+
+    def _nothing(self, array: np.ndarray) -> Expr:
+        """A tensor without elements; TVM cannot load such a constant."""
+        sizes = [self.tirx.IntImm("int64", size) for size in array.shape]
+        return self.emit(self.op.zeros(self.relax.ShapeExpr(sizes), array.dtype.name))
 
     def input(self, n: View, index: int) -> Expr:
         """An operand that is there."""
@@ -169,6 +175,10 @@ class Lowering:
         if dtype == "bool":
             return self.op.not_equal(expr, self.const(0, have))
         return self.op.astype(expr, dtype)
+
+    def widened(self, expr: Expr, dtype: str) -> Expr:
+        """Half precision as float32, in which sums are made; everything else as it is."""
+        return self.emit(self.op.astype(expr, "float32")) if dtype == "float16" else expr
 
     def dtype_of(self, expr: Expr) -> str:
         """Element type of a tensor as numpy spells it."""

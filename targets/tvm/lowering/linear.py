@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 @lowers("MatMul", dtypes=NUMBERS)
 def matmul(c: Lowering, n: View) -> Expr:
-    return c.op.matmul(c.input(n, 0), c.input(n, 1))
+    return product(c, c.input(n, 0), c.input(n, 1), n.dtype(0))
+
+
+def product(c: Lowering, a: Expr, b: Expr, dtype: str) -> Expr:
+    """The matrix product; of half precision, summed in float32."""
+    if dtype != "float16":
+        return c.op.matmul(a, b)
+    return c.op.astype(c.op.matmul(a, b, out_dtype="float32"), dtype)
 
 
 @lowers("Gemm", dtypes=FLOATS)
@@ -26,7 +33,7 @@ def gemm(c: Lowering, n: View) -> Expr:
     for index, flag in ((0, "transA"), (1, "transB")):
         side = c.input(n, index)
         sides.append(c.emit(c.op.permute_dims(side, [1, 0])) if n.attr(flag, 0) else side)
-    out = c.op.matmul(*sides)
+    out = product(c, sides[0], sides[1], dtype)
     if alpha != 1.0:
         out = c.op.multiply(out, c.const(alpha, dtype))
     if not n.has(2) or beta == 0.0:
@@ -66,7 +73,9 @@ def pads_of(n: View, kernel: tuple[int, ...], dims: tuple[Any, ...]) -> tuple[in
 
 @lowers("Conv", dtypes=FLOATS, check=_conv_check)
 def conv(c: Lowering, n: View) -> Expr:
-    return convolved(c, n, c.input(n, 0), c.input(n, 1), 1, c.optional(n, 2))
+    dtype, bias = n.dtype(0), c.optional(n, 2)
+    x, w = (c.widened(c.input(n, index), dtype) for index in (0, 1))
+    return c.cast(convolved(c, n, x, w, 1, None if bias is None else c.widened(bias, dtype)), dtype)
 
 
 def convolved(c: Lowering, n: View, x: Expr, w: Expr, kernel_at: int, bias: Expr | None) -> Expr:

@@ -166,7 +166,12 @@ def pad(c: Lowering, n: View) -> Expr:
     return c.te(compute, c.input(n, 0), fill, *begins, name="pad", shape=c.out_shape(n))
 
 
-@lowers("DepthToSpace", "SpaceToDepth", dtypes=ALL)
+def _blocks_check(n: View) -> str | None:
+    plain = n.op == "DepthToSpace" or n.attr("mode", "DCR") == "DCR"
+    return None if plain else f"SpaceToDepth with mode {n.attr('mode')} has no lowering to TVM"
+
+
+@lowers("DepthToSpace", "SpaceToDepth", dtypes=ALL, check=_blocks_check)
 def blocks(c: Lowering, n: View) -> Expr:
     """Channels to and from blocks of pixels, as transposes."""
     b, (batch, channels, height, width) = int(n.attr("blocksize")), c.shape(n.value(0))

@@ -31,9 +31,10 @@ def layer_norm(c: Lowering, n: View) -> list[Expr | None]:
 
 def centred(c: Lowering, x: Expr, axes: list[int], epsilon: float, dtype: str) -> Expr:
     """(x - mean) / sqrt(variance + epsilon) over axes."""
+    x, kind = c.widened(x, dtype), "float32" if dtype == "float16" else dtype
     away = c.emit(c.op.subtract(x, c.emit(c.op.mean(x, axis=axes, keepdims=True))))
     variance = c.emit(c.op.mean(c.op.multiply(away, away), axis=axes, keepdims=True))
-    return c.op.divide(away, c.emit(c.op.sqrt(c.op.add(variance, c.const(epsilon, dtype)))))
+    return c.cast(c.op.divide(away, c.emit(c.op.sqrt(c.op.add(variance, c.const(epsilon, kind))))), dtype)
 
 
 @lowers("RMSNormalization", dtypes=FLOATS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graphopt.targets.tvm.lowering.linear import pads_of
+from graphopt.targets.tvm.lowering.reduction import extreme
 from graphopt.targets.tvm.lowering.table import FLOATS, lowers
 
 if TYPE_CHECKING:
@@ -90,8 +91,10 @@ def _pool_by_definition(
 
 @lowers("GlobalAveragePool", "GlobalMaxPool", dtypes=FLOATS)
 def global_pool(c: Lowering, n: View) -> Expr:
-    reduce = c.op.mean if n.op == "GlobalAveragePool" else c.op.max
-    return reduce(c.input(n, 0), axis=list(range(2, n.rank(0))), keepdims=True)
+    axes, dtype = list(range(2, n.rank(0))), n.dtype(0)
+    if n.op == "GlobalMaxPool":
+        return extreme(c, n, axes, True, True)
+    return c.cast(c.op.mean(c.widened(c.input(n, 0), dtype), axis=axes, keepdims=True), dtype)
 
 
 @lowers("LRN", dtypes=FLOATS)

@@ -32,10 +32,36 @@ def axes_of(n: View) -> list[int] | None:
 
 @lowers(*_PLAIN, dtypes=NUMBERS, check=_axes_check)
 def reduce(c: Lowering, n: View) -> Expr:
-    axes, x = axes_of(n), c.input(n, 0)
+    axes, x, dtype, keep = axes_of(n), c.input(n, 0), n.dtype(0), bool(n.attr("keepdims", 1))
     if not axes:
         return x
-    return getattr(c.op, _PLAIN[n.op])(x, axis=axes, keepdims=bool(n.attr("keepdims", 1)))
+    if n.op in ("ReduceMax", "ReduceMin") and dtype in FLOATS:
+        return extreme(c, n, axes, keep, n.op == "ReduceMax")
+    out = getattr(c.op, _PLAIN[n.op])(c.widened(x, dtype), axis=axes, keepdims=keep)
+    return c.cast(out, dtype)
+
+
+def extreme(c: Lowering, n: View, axes: list[int], keep: bool, largest: bool) -> Expr:
+    """Largest or smallest over axes; infinities count, where TVM's own begins with the largest float."""
+    te, tirx, dtype = c.te_lang, c.tirx, n.dtype(0)
+    limit = tirx.const(float("-inf") if largest else float("inf"), dtype)
+
+    def better(a: Any, b: Any) -> Any:
+        return tirx.max(a, b) if largest else tirx.min(a, b)
+
+    pick = te.comm_reducer(better, lambda t: limit, name="max" if largest else "min")
+
+    def compute(x: Any) -> Any:
+        taps = {axis: te.reduce_axis((0, x.shape[axis]), name=f"k{axis}") for axis in axes}
+
+        def at(*i: Any) -> Any:
+            rest = iter(i)
+            return pick(x(*[taps[d] if d in taps else next(rest) for d in range(len(x.shape))]), axis=[*taps.values()])
+
+        return te.compute([dim for d, dim in enumerate(x.shape) if d not in taps], at, name="extreme")
+
+    out = c.te(compute, c.input(n, 0), name="max" if largest else "min")
+    return c.op.expand_dims(out, axes) if keep else out
 
 
 @lowers(*_DERIVED, dtypes=FLOATS, check=_axes_check)

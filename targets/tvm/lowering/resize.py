@@ -23,9 +23,10 @@ def _check(n: View) -> str | None:
         return f"{n.op} with antialias or keep_aspect_ratio_policy has no lowering to TVM"
     if n.attr("exclude_outside", 0):
         return f"{n.op} with exclude_outside has no lowering to TVM"
-    scales = _scales(n)
-    if scales is None and n.static(0) is None:
-        return f"{n.op} of dynamic sizes to given ones has no lowering to TVM; bind them with --dim or --input-shapes"
+    if _scales(n) is None:
+        return (
+            f"{n.op} by factors that are not known has no lowering to TVM; bind the sizes with --dim or --input-shapes"
+        )
     if n.attr("mode", "nearest") not in ("nearest", "linear", "cubic"):
         return f"{n.op} with mode {n.attr('mode')} has no lowering to TVM"
     return None
@@ -42,6 +43,8 @@ def _scales(n: View) -> list[float] | None:
         for axis, scale in zip(axes, given, strict=True):
             out[axis] = float(scale)
         return out
+    if not n.has(3):  # the factors are known at run time only
+        return None
     sizes, old = n.out_dims(), n.dims(0)
     if sizes is None or old is None:
         return None

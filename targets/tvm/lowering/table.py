@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from graphopt.analysis import dims as dim_math
 
 if TYPE_CHECKING:
+    from graphopt.analysis.dims import Dim
+    from graphopt.analysis.shapes import Shapes
     from graphopt.targets.tvm.lowering.context import Lowering
     from graphopt.targets.tvm.lowering.view import View
 
@@ -127,7 +129,25 @@ def _unknown_shape(n: View) -> str | None:
                 return f"the rank of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
             if any(dim_math.is_unknown(dim) for dim in dims):
                 return f"a dim of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
+            if any(not _symbols(n.shapes, dim) <= _defined(n.shapes) for dim in dims):
+                return f"a dim of {kind} {value.name!r} does not follow from the input sizes"
     return None
+
+
+def _symbols(shapes: Shapes, dim: Dim) -> frozenset[str]:
+    """Symbols that a dim is computed from; the broadcast of two dims is computed from the first."""
+    found: set[str] = set()
+    for name in dim_math.symbols(dim):
+        both = shapes.broadcast_of(name)
+        found |= {name} if both is None else _symbols(shapes, both[0])
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _defined(shapes: Shapes) -> frozenset[str]:
+    """Symbols that are a dim of an input of the model."""
+    dims = [dim for value in shapes.model.graph.inputs for dim in shapes.dims(value) or ()]
+    return frozenset(str(dim.value) for dim in dims if not isinstance(dim, int) and str(dim.value).isidentifier())
 
 
 _SPELLINGS = {"FLOAT": "float32", "DOUBLE": "float64"}
