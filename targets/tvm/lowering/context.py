@@ -52,14 +52,8 @@ class Lowering:
             tensor = const_tensor(value)
             if tensor is None:
                 raise GraphoptError(f"value {value.name!r} is read before it is lowered")
-            array = tensor.numpy()
-            self._exprs[value] = self.const(array) if array.size else self._nothing(array)
+            self._exprs[value] = self.const(tensor.numpy())
         return self._exprs[value]
-
-    def _nothing(self, array: np.ndarray) -> Expr:
-        """A tensor without elements; TVM cannot load such a constant."""
-        sizes = [self.tirx.IntImm("int64", size) for size in array.shape]
-        return self.emit(self.op.zeros(self.relax.ShapeExpr(sizes), array.dtype.name))
 
     def input(self, n: View, index: int) -> Expr:
         """An operand that is there."""

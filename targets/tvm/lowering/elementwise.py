@@ -93,7 +93,12 @@ def reciprocal(c: Lowering, n: View) -> Expr:
     return c.op.divide(c.const(1, n.dtype(0)), c.input(n, 0))
 
 
-@lowers("Mod", dtypes=NUMBERS)
+def _mod_check(n: View) -> str | None:
+    fits = n.dtype(0) not in FLOATS or n.attr("fmod", 0)
+    return None if fits else "Mod of floats without fmod=1 has no lowering to TVM"
+
+
+@lowers("Mod", dtypes=NUMBERS, check=_mod_check)
 def mod(c: Lowering, n: View) -> Expr:
     a, b = c.operands(n, 0, 1)
     if n.dtype(0) in FLOATS:

@@ -97,10 +97,13 @@ def batch_norm(c: Lowering, n: View) -> list[Expr | None]:
 
 @lowers("LpNormalization", dtypes=FLOATS)
 def lp_norm(c: Lowering, n: View) -> Expr:
-    x, axis = c.input(n, 0), [n.axis(-1)]
+    x, axis, dtype = c.input(n, 0), [n.axis(-1)], n.dtype(0)
     if int(n.attr("p", 2)) == 1:
-        return c.op.divide(x, c.op.sum(c.op.abs(x), axis=axis, keepdims=True))
-    return c.op.divide(x, c.op.sqrt(c.op.sum(c.op.multiply(x, x), axis=axis, keepdims=True)))
+        norm = c.op.sum(c.op.abs(x), axis=axis, keepdims=True)
+    else:
+        norm = c.op.sqrt(c.op.sum(c.op.multiply(x, x), axis=axis, keepdims=True))
+    norm = c.emit(norm)
+    return c.op.divide(x, c.op.where(c.op.equal(norm, c.const(0, dtype)), c.const(1, dtype), norm))
 
 
 @lowers("MeanVarianceNormalization", dtypes=FLOATS)

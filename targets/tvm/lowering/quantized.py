@@ -105,7 +105,11 @@ def matmul_integer(c: Lowering, n: View) -> Expr:
     return c.op.matmul(a, b, out_dtype="int32")
 
 
-@lowers("QLinearMatMul", dtypes=BYTES)
+def _scale_check(n: View) -> str | None:
+    return None if n.dtype(1) == "float32" else f"QLinearMatMul with scales in {n.dtype(1)} has no lowering to TVM"
+
+
+@lowers("QLinearMatMul", dtypes=BYTES, check=_scale_check)
 def qlinear_matmul(c: Lowering, n: View) -> Expr:
     """Operands a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero."""
     a = _shifted(c, c.input(n, 0), _rows(c, n, 2))

@@ -129,6 +129,8 @@ def _unknown_shape(n: View) -> str | None:
                 return f"the rank of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
             if any(dim_math.is_unknown(dim) for dim in dims):
                 return f"a dim of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
+            if 0 in dims:
+                return f"{kind} {value.name!r} has no elements, which TVM does not take"
             if any(not _symbols(n.shapes, dim) <= _defined(n.shapes) for dim in dims):
                 return f"a dim of {kind} {value.name!r} does not follow from the input sizes"
     return None
