@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from graphopt.feeds import bindings_of
 from graphopt.frontends.onnx import file_hash
 from graphopt.inputsizes import is_unnamed, size_of
 from graphopt.ir.hash import structural_hash
+from graphopt.ir.prefix import prefix
 from graphopt.ir.writer import write
 from graphopt.progress import Progress
 from graphopt.quantization.statistics import Statistics, TensorStats
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from graphopt import ir
     from graphopt.driver import Options
-    from graphopt.manager.calibration import Accumulator
+    from graphopt.manager.calibration import Accumulator, PairAccumulator
     from graphopt.targets.onnxruntime.runner import OrtRunner
 
     Look = Callable[[OrtRunner, dict[str, Any], Sequence[str]], None]
@@ -137,6 +138,26 @@ class Calibrating:
                 accumulators[name].update(feeds[name] if name in inputs else results[name])
 
         self._show(model, list(accumulators), limit, look)
+
+    def fold_pairs(self, models: tuple[ir.Model, ir.Model], pairs: Mapping[tuple[str, str], PairAccumulator]) -> None:
+        """Show each accumulator two values, one of each model, on every batch; one pass over the samples.
+
+        Raises:
+            GraphoptError: a name that no value has, samples that do not fit, or the runtime fails.
+        """
+        runners = []
+        with ExitStack() as stack:
+            for model, names in zip(models, zip(*pairs, strict=True), strict=True):
+                inputs = {value.name for value in model.graph.inputs}
+                inner = [name for name in dict.fromkeys(names) if name not in inputs]
+                runner = stack.enter_context(closing(self.runner(prefix(model, inner)))) if inner else None
+                runners.append((runner, inner))
+            with self._bar(None) as bar:
+                for feeds, count in self._counted(None):
+                    x, y = ({**feeds, **(runner.run(feeds, inner) if runner else {})} for runner, inner in runners)
+                    for (a, b), accumulator in pairs.items():
+                        accumulator.update_pair(x[a], y[b])
+                    bar.step(count)
 
     def statistics(self, model: ir.Model, values: Sequence[str]) -> Mapping[str, TensorStats]:
         """Statistics of float values of the main graph: saved or gathered before for this very model, else gathered.

@@ -19,6 +19,12 @@ class Accumulator(Protocol):
     def update(self, array: np.ndarray) -> None: ...
 
 
+class PairAccumulator(Protocol):
+    """Takes in one value as two models have it, batch by batch."""
+
+    def update_pair(self, x: np.ndarray, y: np.ndarray) -> None: ...
+
+
 class Calibration(Protocol):
     """Unlabelled samples of the model's inputs, and models run on them in a child process.
 
@@ -38,6 +44,10 @@ class Calibration(Protocol):
 
     def fold(self, model: ir.Model, accumulators: Mapping[str, Accumulator], limit: int | None = None) -> None:
         """Show each accumulator its value (by name, main graph) on every batch, within the memory that was promised."""
+        ...
+
+    def fold_pairs(self, models: tuple[ir.Model, ir.Model], pairs: Mapping[tuple[str, str], PairAccumulator]) -> None:
+        """Show each accumulator two values, one of each model (by name, main graph), on every batch."""
         ...
 
     def statistics(self, model: ir.Model, values: Sequence[str]) -> Mapping[str, TensorStats]:

@@ -3,6 +3,7 @@
     moments = Moments(k)                        # for MatMul: the last axis is summed over
     moments.update(activations)                 # any number of times
     moments.fit[0], moments.check[0]            # (K, K): four of five samples, and the fifth, to check with
+    paired = PairedMoments(k)                   # of two models at once: update_pair(x, y)
 
 Bounded by K, whatever the number of samples. Not here: what is done with them (rounding.py).
 """
@@ -74,6 +75,90 @@ class Moments:
     def held_out(self) -> np.ndarray:
         """What to check with: the held-out samples, or all of them when there are too few to hold any out."""
         return self.check if self.check.any() else self.fit
+
+
+@dataclass
+class PairSums:
+    """Sums over rows x of the float model and y of the quantized one, float64, per group.
+
+    Attributes:
+        xx, xy, yy: of x x^T, x y^T and y y^T, (groups, K, K).
+        x, y: of x and y, (groups, K).
+        count: rows.
+    """
+
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    count: int = 0
+
+    @classmethod
+    def zero(cls, groups: int, width: int) -> PairSums:
+        import numpy as np
+
+        xx, xy, yy = np.zeros((3, groups, width, width))
+        x, y = np.zeros((2, groups, width))
+        return cls(xx, xy, yy, x, y)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Take in rows (groups, R, K)."""
+        import numpy as np
+
+        squares = [y.transpose(0, 2, 1) @ y]
+        squares += squares * 2 if x is y else [x.transpose(0, 2, 1) @ b for b in (x, y)]
+        for total, square in zip((self.yy, self.xx, self.xy), squares, strict=True):
+            total += square
+        for plain, rows in ((self.x, x), (self.y, y)):
+            plain += rows.sum(axis=1, dtype=np.float64)
+        self.count += x.shape[1]
+
+
+class PairedMoments:
+    """What Moments gathers of the quantized model's activation, beside the same activation of the float model.
+
+    Args:
+        width, groups, rows, transposed: as for Moments.
+
+    Attributes:
+        fit, check: sums over four of five samples, and over the fifth, to check with.
+        finite: False once a NaN or infinity was seen; such batches do not count.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        groups: int = 1,
+        rows: Callable[[np.ndarray], np.ndarray] | None = None,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        self.fit, self.check = PairSums.zero(groups, width), PairSums.zero(groups, width)
+        self.finite = True
+        self.samples = 0
+        self._transposed = transposed
+        self._rows = rows or (lambda array: array.reshape(1, -1, width))
+
+    def update_pair(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Take in one batch: of the float model, and of the quantized one."""
+        import numpy as np
+
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            self.finite = False
+            return
+        if self._transposed:
+            x, y = x.T, y.T
+        held = (np.arange(self.samples, self.samples + len(x)) % HELD_OUT) == HELD_OUT - 1
+        self.samples += len(x)
+        for sums, chosen in ((self.fit, ~held), (self.check, held)):
+            if chosen.any():
+                rows = self._rows(np.asarray(y[chosen], np.float32))
+                sums.add(rows if x is y else self._rows(np.asarray(x[chosen], np.float32)), rows)
+
+    def held_out(self) -> PairSums:
+        """What to check with: the held-out samples, or all of them when there are too few to hold any out."""
+        return self.check if self.check.count else self.fit
 
 
 def bytes_of(width: int, groups: int = 1) -> int:

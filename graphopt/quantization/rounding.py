@@ -7,6 +7,7 @@ With rows W (N, K) of a layer y = W x, and H = sum over inputs of x x^T, the err
     codes = gptq(W, H, params)                           # closed form, one column after the other
     codes = coordinate_descent(W, H, params, codes)      # single codes to and fro, until none improves
     params = refit_scales(W, H, params, codes)           # the best scales for given codes
+    params = search_scales(W, H, params)                 # the best multiples of given scales, before any rounding
 
 Pure functions. Not here: where H comes from (moments.py), nor whether the result is kept.
 """
@@ -16,12 +17,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from graphopt.quantization.affine import QParams, dequantize, storage
+from graphopt.quantization.affine import QParams, dequantize, quantize, storage
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from graphopt.quantization.moments import PairSums
+
 DAMPING = 0.01
+FACTORS = tuple(i / 20 for i in range(8, 25))
+"""Multiples of a scale that are tried."""
 _BLOCK = 128  # columns that are worked on before the rest is brought up to date
 
 
@@ -147,6 +152,77 @@ def refit_scales(
         rows, hessian, dequantize(codes, params)
     )
     return replace(params, scale=np.where(better[:, None], fitted.scale, params.scale))
+
+
+def search_scales(rows: np.ndarray, moments: np.ndarray, params: QParams, damping: float = DAMPING) -> QParams:
+    """Per row, the multiple of its scale with which rounding to nearest has the least E.
+
+    With few codes it pays to saturate the largest weights; how much depends on what they are multiplied with.
+
+    Args:
+        rows, moments: as for `gptq`.
+        params: quantizer with a scale per row.
+    """
+    import numpy as np
+
+    hessian = _damped(moments, damping)
+    best, least = params.scale, np.full(len(rows), np.inf)
+    for factor in FACTORS:
+        tried = replace(params, scale=(params.scale * factor).astype(np.float32))
+        errors = _row_errors(rows, hessian, dequantize(quantize(rows, tried), tried))
+        best = np.where((errors < least)[:, None], tried.scale, best)
+        least = np.minimum(least, errors)
+    return replace(params, scale=best)
+
+
+def fit_rows(rows: np.ndarray, sums: PairSums, group: int, *, shifts: bool, damping: float = DAMPING) -> np.ndarray:
+    """Weights V that make of the quantized model's inputs y what W makes of the float model's x.
+
+    The ridge regression V = W + W (C - H) (H + d I)^-1 with C = sum x y^T and H = sum y y^T: where y is x it is W, and
+    it stays near W where the inputs say little. What errors of earlier layers did to x, V makes up for.
+
+    Args:
+        rows: W, float32 (N, K).
+        sums, group: of the layer, and which of its groups.
+        shifts: a bias takes up the mean error: products of means are taken out of C and H.
+        damping: d, as a fraction of the mean of H's diagonal.
+    """
+    import numpy as np
+
+    cross, inner = sums.xy[group], second_moments(sums, group, shifts=shifts)
+    if shifts:
+        cross = cross - np.outer(sums.x[group], sums.y[group]) / sums.count
+    moved = np.linalg.solve(_damped(inner, damping), (rows @ (cross - inner)).T).T
+    fitted: np.ndarray = (rows + moved).astype(np.float32)
+    return fitted
+
+
+def second_moments(sums: PairSums, group: int, *, shifts: bool) -> np.ndarray:
+    """H of the quantized model's inputs, less the product of their means where a bias takes up the mean error."""
+    import numpy as np
+
+    inner: np.ndarray = sums.yy[group]
+    return inner - np.outer(sums.y[group], sums.y[group]) / sums.count if shifts else inner
+
+
+def mean_shift(rows: np.ndarray, other: np.ndarray, sums: PairSums, group: int) -> np.ndarray:
+    """What a bias has to add, (N,): the mean over the inputs of W x - Q y."""
+    shift: np.ndarray = (rows @ sums.x[group] - other @ sums.y[group]) / sums.count
+    return shift
+
+
+def pair_error(
+    rows: np.ndarray, other: np.ndarray, sums: PairSums, group: int, shift: np.ndarray | float = 0.0
+) -> float:
+    """Sum over the inputs and rows of (W x - Q y - shift)^2."""
+    import numpy as np
+
+    w, q = rows.astype(np.float64), other.astype(np.float64)
+    squares = np.einsum("nk,nk->", w @ sums.xx[group], w) - 2 * np.einsum("nk,nk->", w @ sums.xy[group], q)
+    squares += np.einsum("nk,nk->", q @ sums.yy[group], q)
+    gap = w @ sums.x[group] - q @ sums.y[group]
+    shifts = np.broadcast_to(shift, gap.shape)
+    return max(0.0, float(squares - 2 * (shifts * gap).sum() + sums.count * np.square(shifts).sum()))
 
 
 def _row_errors(rows: np.ndarray, hessian: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
     from graphopt.target import Runner
 
-WORK = 1 << 40
+WORK = 1 << 38
 """Multiply-accumulates that all questions together may take; it bounds the samples they are asked on."""
 FEWEST, MOST = 4, 16
 """Samples, at least and at most."""
@@ -136,8 +136,11 @@ class _Rewiring:
         zero = self._input(_input(name, "zero"), np.array(0, kind))
         codes = ir.node("QuantizeLinear", [value, scale, zero])
         back = ir.node("DequantizeLinear", [codes.outputs[0], scale, zero])
-        chosen = ir.node("Where", [on, back.outputs[0], value])
-        self._insert(value.producer(), name, [codes, back, chosen])
+        same = ir.node("Identity", [value])
+        # A branch that is not taken costs nothing, where a Where would compute both of its sides.
+        taken, other = _branch(f"{name}.then", [codes, back]), _branch(f"{name}.else", [same])
+        chosen = ir.node("If", [on], {"then_branch": taken, "else_branch": other})
+        self._insert(value.producer(), name, [chosen])
         for use in uses:
             use.node.replace_input_with(use.idx, chosen.outputs[0])
 
@@ -172,6 +175,16 @@ class _Rewiring:
             self.graph.insert_after(behind, nodes)
         elif len(self.graph):
             self.graph.insert_before(self.graph[0], nodes)
+
+
+def _branch(name: str, nodes: list[ir.Node]) -> ir.Graph:
+    """A branch of an If that returns what its last node makes."""
+    from graphopt import ir
+
+    for index, node in enumerate(nodes):
+        node.name = f"graphopt.probe.{name}.{index}"
+        node.outputs[0].name = f"{node.name}.out"
+    return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=name)
 
 
 def _input(name: str, what: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 AUTOMATIC = tuple(map(parse_method, ("minmax", "mse", "percentile{p=99.99}")))
 """The methods that are tried."""
-_ALIKE = 0.02
+_ALIKE = 0.05
 """Scales that differ by less than this part are one question."""
 
 

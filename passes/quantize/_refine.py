@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from graphopt.ir.builder import NoMatch
+from graphopt.ir.constants import const_array
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.passes.quantize._kinds import COMPUTE
+from graphopt.passes.quantize._weights8 import bias_codes
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
@@ -55,3 +59,47 @@ def is_quantized(node: ir.Node) -> bool:
         return False
     makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
     return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+
+def bias_of(node: ir.Node) -> np.ndarray:
+    """The bias that a quantized node adds, float64; zeros (one element) when it has none.
+
+    Raises:
+        NoMatch: its codes are not constant.
+    """
+    import numpy as np
+
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    maker = value.producer() if value is not None else None
+    if maker is None:
+        return np.zeros(1)
+    codes, step = const_array(maker.inputs[0]), const_array(maker.inputs[1])
+    if codes is None or step is None:
+        raise NoMatch("its bias is not constant")
+    exact: np.ndarray = codes * step.astype(np.float64)
+    return exact
+
+
+def with_bias(op: Builder, node: ir.Node, weights: ir.Value | None, bias: np.ndarray) -> ir.Value:
+    """The node with these dequantized weights and this bias, in int32 steps of the input's scale times the weights'.
+
+    Raises:
+        NoMatch: MatMul has no bias; scales are not constant; or it does not fit 32 bits in such steps.
+    """
+    import numpy as np
+
+    if node.op_type == "MatMul":
+        raise NoMatch("MatMul has no bias input")
+    source = node.inputs[0]
+    assert source is not None and weights is not None
+    scales = [const_array(value.producer().inputs[1]) for value in (source, weights)]  # type: ignore[union-attr]
+    if scales[0] is None or scales[1] is None:
+        raise NoMatch("its scales are not constant")
+    scale = (scales[0] * scales[1]).astype(np.float32)
+    scale = np.broadcast_to(scale, bias.shape) if scale.ndim else scale
+    if (np.abs(bias) > scale * (2.0**31 - 1)).any():
+        raise NoMatch("its bias does not fit 32 bits in steps of its scales")
+    stored, step = op.const(bias_codes(bias, scale), f"{node.name}_bias"), op.const(scale, f"{node.name}_bias_scale")
+    made = op.DequantizeLinear(stored, step, axis=0) if scale.ndim else op.DequantizeLinear(stored, step)
+    result: ir.Value = op.clone(node, [source, weights, made])
+    return result

@@ -10,13 +10,13 @@ Not here: the algorithms (graphopt/quantization/rounding.py, moments.py) and rou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_tensor
 from graphopt.passes.quantize._weight_codes import Quantized, joined, pieces, row_params
 from graphopt.quantization.affine import QParams, dequantize, quantize
-from graphopt.quantization.moments import Moments, Windows, bytes_of
+from graphopt.quantization.moments import Moments, PairedMoments, Windows, bytes_of
 from graphopt.quantization.rounding import coordinate_descent, gptq, output_error, refit_scales
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
     from graphopt.passes.quantize._weight_plan import Setting
     from graphopt.passes.quantize._weight_sites import Weight
+
+M = TypeVar("M", Moments, PairedMoments)
 
 BUDGET = 256 << 20
 """Bytes of moments that are gathered in one pass over the samples; one layer alone may take more."""
@@ -77,18 +79,13 @@ class Calibrated:
             taken += bytes_of(width, groups)
             if names and taken > BUDGET:
                 break
-            names[value.name] = self._moments[_key(weight)] = _accumulator(weight)
+            names[value.name] = self._moments[_key(weight)] = accumulator(weight, Moments)
         self.ctx.need_calibration().fold(self.ctx.model, names)
 
     def _why_not(self, weight: Weight) -> str | None:
-        value = weight.node.inputs[0]
         if weight.node.graph is not self.ctx.model.graph:
             return "samples show nothing of what is inside a subgraph"
-        if value is None or const_tensor(value) is not None:
-            return "its input is constant"
-        if _sizes(weight)[1] > WIDEST:
-            return f"it sums over {_sizes(weight)[1]} elements, more than {WIDEST}"
-        return None
+        return why_no_moments(weight)
 
     def quantize(self, weight: Weight, setting: Setting, signed: bool, alpha: float) -> tuple[Quantized, str]:
         """Codes by the setting's method, or to nearest where they do no better on held-out samples; and what was found.
@@ -128,6 +125,22 @@ def _rounded(
     return codes, params
 
 
+def pair_bytes(weight: Weight) -> int:
+    """What the sums of one layer take."""
+    groups, width = _sizes(weight)
+    return 3 * bytes_of(width, groups)
+
+
+def why_no_moments(weight: Weight) -> str | None:
+    """Why nothing can be learnt from the input of a weight; None when it can."""
+    value = weight.node.inputs[0]
+    if value is None or const_tensor(value) is not None:
+        return "its input is constant"
+    if _sizes(weight)[1] > WIDEST:
+        return f"it sums over {_sizes(weight)[1]} elements, more than {WIDEST}"
+    return None
+
+
 def _sizes(weight: Weight) -> tuple[int, int]:
     """Groups, and elements that one output sums over."""
     return (_int(weight.node, "group", 1) if weight.node.op_type == "Conv" else 1), weight.width
@@ -142,13 +155,12 @@ def _key(weight: Weight) -> tuple[ir.Value, object]:
     return value, "across" if _int(weight.node, "transA", 0) else "along"
 
 
-def _accumulator(weight: Weight) -> Moments:
+def accumulator(weight: Weight, kind: type[M]) -> M:
+    """Moments of how a weight reads its input."""
     groups, width = _sizes(weight)
     if weight.node.op_type == "Conv":
-        return Moments(width, groups, _windows(weight).patches)
-    if _int(weight.node, "transA", 0):
-        return Moments(width, transposed=True)
-    return Moments(width)
+        return kind(width, groups, _windows(weight).patches)
+    return kind(width, transposed=bool(_int(weight.node, "transA", 0)))
 
 
 def _windows(weight: Weight) -> Windows:

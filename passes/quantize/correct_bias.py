@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array
 from graphopt.manager.base import Pass, Tolerance
-from graphopt.passes.quantize._refine import exchange, twins
-from graphopt.passes.quantize._weights8 import bias_codes
+from graphopt.passes.quantize._refine import bias_of, exchange, twins, with_bias
 from graphopt.quantization.affine import QParams, dequantize, qtype
 
 if TYPE_CHECKING:
     import numpy as np
 
     from graphopt import ir
-    from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
 
 
@@ -73,7 +70,7 @@ class CorrectBias(Pass):
             ctx.remarks.missed(self.name, site, node.op_type, f"would move the mean away: {away:.3g} to {left:.3g}")
             return
         reason = f"squared error of the mean {away:.3g} to {left:.3g}"
-        exchange(ctx, node, lambda op: (_with_bias(op, node, original, shift), reason))
+        exchange(ctx, node, lambda op: (with_bias(op, node, node.inputs[1], bias_of(node) + shift), reason))
 
 
 class _Means:
@@ -153,22 +150,3 @@ def _times_mean(node: ir.Node, weights: np.ndarray, mean: np.ndarray) -> np.ndar
     groups = len(mean) // flat.shape[1]
     of_group = np.repeat(mean.reshape(groups, -1), len(flat) // groups, axis=0)
     return (flat * of_group).sum(axis=1)
-
-
-def _with_bias(op: Builder, node: ir.Node, original: ir.Node, shift: np.ndarray) -> ir.Value:
-    import numpy as np
-
-    if node.op_type == "MatMul":
-        raise NoMatch("MatMul has no bias input")
-    old = const_array(original.inputs[2]) if len(original.inputs) > 2 else None
-    source, weights = node.inputs[0], node.inputs[1]
-    assert source is not None and weights is not None
-    scales = [const_array(value.producer().inputs[1]) for value in (source, weights)]  # type: ignore[union-attr]
-    if scales[0] is None or scales[1] is None:
-        raise NoMatch("its scales are not constant")
-    scale = (scales[0] * scales[1]).astype(np.float32)
-    scale = np.broadcast_to(scale, shift.shape) if scale.ndim else scale
-    codes = bias_codes(shift if old is None else old + shift, scale)
-    stored, step = op.const(codes, f"{node.name}_bias"), op.const(scale, f"{node.name}_bias_scale")
-    bias = op.DequantizeLinear(stored, step, axis=0) if scale.ndim else op.DequantizeLinear(stored, step)
-    return op.clone(node, [source, weights, bias])

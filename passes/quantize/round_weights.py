@@ -5,13 +5,14 @@ Works on what quantize-static made, in the same pipeline. Not here: the algorith
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.passes.quantize._kinds import weight_axis
-from graphopt.passes.quantize._refine import exchange, twins
+from graphopt.passes.quantize._refine import bias_of, exchange, twins, with_bias
 from graphopt.passes.quantize._weights8 import adds_in_pairs, from_kernel_rows, kernel_rows
 from graphopt.quantization.affine import QParams, dequantize, qtype
 from graphopt.quantization.saturation import is_safe, make_safe
@@ -22,19 +23,24 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.ir.builder import Builder
     from graphopt.manager.context import Context
-    from graphopt.passes.quantize._weight_calibrated import Calibrated
+    from graphopt.passes.quantize._paired import Paired
     from graphopt.passes.quantize._weight_sites import Weight
+    from graphopt.quantization.moments import PairedMoments
 
+_FEW = 8
+"""With fewer codes than this on each side of zero, the choice of scales counts as much as that of codes."""
 _WORTH = 0.98
 """Codes are exchanged where that leaves less than this part of the error on held-out samples."""
 
 
 class RoundWeights(Pass):
-    """codes -> the codes Q with the least sum over samples of |W x - Q x|^2, for the scales that are there.
+    """codes, b -> the codes Q and bias c with the least sum over samples of |W x + b - Q y - c|^2.
 
-    Layer by layer in the order of the graph, on the inputs that the quantized layers before make; the codes of a layer
-    are exchanged only where that lowers the error on samples that were held out. Closed forms and linear algebra only.
-    Sources: GPTQ, arXiv 2210.17323; AdaRound's objective, arXiv 2004.10568, by coordinate descent.
+    x is what the layer is given in the float model and y what the quantized layers before make of it, layer by layer in
+    the order of the graph: each makes up for the errors of those before. With 4 bits the scales of Q are chosen too. A
+    layer changes only where that lowers the error on samples that were held out. Closed forms and linear algebra only.
+    Sources: GPTQ, arXiv 2210.17323, and with both inputs arXiv 2504.02692; AdaRound's objective, arXiv 2004.10568, by
+    coordinate descent.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -46,21 +52,33 @@ class RoundWeights(Pass):
     scope = "main"
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        from graphopt.passes.quantize._weight_calibrated import Calibrated
+        from graphopt.passes.quantize._paired import Paired
 
-        weights = {node: _weight(node, original) for node, original in twins(model, ctx).items()}
+        originals = twins(model, ctx)
+        weights = {node: _weight(node, original) for node, original in originals.items()}
         if not weights:
             return
-        calibrated = Calibrated(ctx, weights)
+        few = any(value.dtype is not None and value.dtype.bitwidth < 8 for value in map(_codes_of, weights))
+        paired = Paired(ctx, weights, originals, one_by_one=few)
         for node, weight in weights.items():
-            self._round(ctx, node, weight, calibrated)
+            self._round(ctx, node, weight, paired)
 
-    def _round(self, ctx: Context, node: ir.Node, weight: Weight, calibrated: Calibrated) -> None:
+    def _round(self, ctx: Context, node: ir.Node, weight: Weight, paired: Paired) -> None:
         def make(op: Builder) -> tuple[ir.Value, str]:
-            codes, left = _better_codes(node, weight, calibrated)
-            return _with_codes(op, node, codes), f"{left:.2f} of the error of rounding to nearest"
+            better = _better(node, weight, paired.moments(node))
+            return _with(op, node, better), f"{better.left:.2f} of the error of rounding to nearest"
 
         exchange(ctx, node, make)
+
+
+@dataclass(frozen=True)
+class _Better:
+    """New codes in the layout of the weights, their scales, what the bias gains, and the part of the error left."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray | None
+    left: float
 
 
 def _weight(node: ir.Node, original: ir.Node) -> Weight:
@@ -73,42 +91,69 @@ def _weight(node: ir.Node, original: ir.Node) -> Weight:
     return Weight(node, value, 1, tensor, axis == 1, count, tensor.size // count)
 
 
-def _better_codes(node: ir.Node, weight: Weight, calibrated: Calibrated) -> tuple[np.ndarray, float]:
-    """New codes in the layout of the weights, and the part of the held-out error that they leave.
+def _better(node: ir.Node, weight: Weight, moments: PairedMoments) -> _Better:
+    """What leaves less of the error on held-out samples.
 
     Raises:
-        NoMatch: there are none, or no moments of the input.
+        NoMatch: nothing does.
     """
     import numpy as np
 
-    from graphopt.quantization.rounding import coordinate_descent, gptq, output_error
+    from graphopt.quantization.rounding import (
+        coordinate_descent,
+        fit_rows,
+        gptq,
+        mean_shift,
+        pair_error,
+        refit_scales,
+        search_scales,
+        second_moments,
+    )
 
-    moments = calibrated.moments(weight)
     old, scale = _stored(node)
     qt = qtype(old.dtype.name)
     rows, before = weight.rows(0, weight.count), _as_rows(old, weight)
     per_row = np.broadcast_to(scale.astype(np.float32), (weight.count,)).reshape(-1, 1)
-    groups = len(moments.fit)
+    groups = len(moments.fit.yy)
     split = [slice(i * weight.count // groups, (i + 1) * weight.count // groups) for i in range(groups)]
-    after = np.empty_like(before)
-    params = [
-        QParams(qt, per_row[part], np.zeros((part.stop - part.start, 1), np.int64), 1, weight.width) for part in split
-    ]
+    zero = np.zeros((weight.count, 1), np.int64)
+    given = [QParams(qt, per_row[part], zero[part], 1, weight.width) for part in split]
+    moves = qt.qmax < _FEW and scale.ndim == 1 and not _powers_of_two(scale)
+    shifts = node.op_type != "MatMul"
+    after, used = np.empty_like(before), []
     for index, part in enumerate(split):
-        codes = gptq(rows[part], moments.fit[index], params[index])
-        codes = coordinate_descent(rows[part], moments.fit[index], params[index], codes)
+        h, params = second_moments(moments.fit, index, shifts=shifts), given[index]
+        fitted = fit_rows(rows[part], moments.fit, index, shifts=shifts)
+        if moves:
+            params = search_scales(fitted, h, params)
+        codes = coordinate_descent(fitted, h, params, gptq(fitted, h, params))
+        if moves:
+            params = refit_scales(fitted, h, params, codes)
+            codes = coordinate_descent(fitted, h, params, codes)
+        used.append(params)
         after[part] = np.clip(codes, -qt.qmax, qt.qmax)
     layout = _as_layout(after, weight, old.shape)
     if adds_in_pairs(node) and _all_safe(node, old) and not _all_safe(node, layout):
         layout = from_kernel_rows(node, np.stack([make_safe(group) for group in kernel_rows(node, layout)]), old.shape)
         after = _as_rows(layout, weight)
+    shift = np.zeros(weight.count)
     errors = [0.0, 0.0]
     for index, part in enumerate(split):
-        for which, codes in enumerate((before, after)):
-            errors[which] += output_error(rows[part], moments.held_out()[index], dequantize(codes[part], params[index]))
+        nearest, refined = dequantize(before[part], given[index]), dequantize(after[part], used[index])
+        if shifts:
+            shift[part] = mean_shift(rows[part], refined, moments.fit, index)
+        errors[0] += pair_error(rows[part], nearest, moments.held_out(), index)
+        errors[1] += pair_error(rows[part], refined, moments.held_out(), index, shift[part])
     if not errors[1] < _WORTH * errors[0]:
         raise NoMatch("rounding to nearest does as well on held-out samples")
-    return layout, errors[1] / errors[0]
+    chosen = np.concatenate([params.scale[:, 0] for params in used]) if moves else scale
+    return _Better(layout, chosen, shift if shifts else None, errors[1] / errors[0])
+
+
+def _powers_of_two(scale: np.ndarray) -> bool:
+    import numpy as np
+
+    return bool((np.frexp(scale)[0] == 0.5).all())
 
 
 def _all_safe(node: ir.Node, codes: np.ndarray) -> bool:
@@ -121,9 +166,7 @@ def _stored(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         NoMatch: they are too large to be read, or not symmetric.
     """
-    value = node.inputs[1]
-    maker = value.producer() if value is not None else None
-    assert maker is not None
+    maker = _maker(node.inputs[1])
     codes, scale = const_array(maker.inputs[0]), const_array(maker.inputs[1])
     zero = const_array(maker.inputs[2]) if len(maker.inputs) > 2 else None
     if codes is None or scale is None:
@@ -143,13 +186,33 @@ def _as_layout(rows: np.ndarray, weight: Weight, shape: tuple[int, ...]) -> np.n
     return np.ascontiguousarray(rows.T if weight.across else rows.reshape(shape))
 
 
-def _with_codes(op: Builder, node: ir.Node, codes: np.ndarray) -> ir.Value:
-    value = node.inputs[1]
-    maker = value.producer() if value is not None else None
-    assert maker is not None and maker.inputs[0] is not None
-    old = maker.inputs[0]
-    stored = op.const(codes, str(old.name), dtype=old.dtype)
+def _with(op: Builder, node: ir.Node, better: _Better) -> ir.Value:
+    """The node with other codes and scales of its weights, and another bias."""
     inputs = list(node.inputs)
-    inputs[1] = op.clone(maker, [stored, *maker.inputs[1:]])
-    made: ir.Value = op.clone(node, inputs)
+    inputs[1] = _dequantized(op, _maker(inputs[1]), better.codes, better.scale)
+    if better.shift is None:
+        made: ir.Value = op.clone(node, inputs)
+        return made
+    return with_bias(op, node, inputs[1], bias_of(node) + better.shift)
+
+
+def _dequantized(op: Builder, before: ir.Node, codes: np.ndarray, scale: np.ndarray) -> ir.Value:
+    import numpy as np
+
+    old, step = before.inputs[:2]
+    assert old is not None and step is not None
+    constants = [op.const(codes, str(old.name), dtype=old.dtype), op.const(scale.astype(np.float32), str(step.name))]
+    made: ir.Value = op.clone(before, [*constants, *before.inputs[2:]])
     return made
+
+
+def _codes_of(node: ir.Node) -> ir.Value:
+    codes = _maker(node.inputs[1]).inputs[0]
+    assert codes is not None
+    return codes
+
+
+def _maker(value: ir.Value | None) -> ir.Node:
+    maker = value.producer() if value is not None else None
+    assert maker is not None
+    return maker

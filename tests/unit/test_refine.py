@@ -15,6 +15,8 @@ from graphopt.manager.context import Context
 from graphopt.manager.pipeline import parse
 from graphopt.manager.runner import run
 from graphopt.quantization.affine import sqnr_db
+from graphopt.quantization.moments import PairSums
+from graphopt.quantization.rounding import fit_rows, mean_shift, pair_error
 from graphopt.quantization.saturation import is_safe
 
 NET = """<ir_version: 10, opset_import: ["": 21]>
@@ -76,3 +78,23 @@ def test_without_quantize_static_before_it_a_pass_says_so(name: str, tmp_path: P
     result = run(model, parse(name), ctx)
     assert result.effects()[name] == 0
     assert any("quantize-static has to come before it" in remark.reason for remark in ctx.remarks)
+
+
+def test_a_layer_makes_up_for_what_the_layers_before_did_to_its_inputs() -> None:
+    """With y = 0.8 x + noise, the fitted weights are those of the least squares fit, and W where y is x."""
+    x = RNG.standard_normal((1, 4000, 6)).astype(np.float32)
+    rows = RNG.standard_normal((3, 6)).astype(np.float32)
+    same, other = PairSums.zero(1, 6), PairSums.zero(1, 6)
+    y = (0.8 * x + 0.1 * RNG.standard_normal(x.shape) + 0.5).astype(np.float32)
+    same.add(x, x)
+    other.add(x, y)
+    np.testing.assert_allclose(fit_rows(rows, same, 0, shifts=True), rows, atol=1e-5)
+    fitted = fit_rows(rows, other, 0, shifts=True, damping=1e-9)
+    centred = [part[0] - part[0].mean(axis=0) for part in (x, y)]
+    want = np.linalg.lstsq(centred[1], centred[0] @ rows.T, rcond=None)[0].T
+    np.testing.assert_allclose(fitted, want, atol=1e-3)
+    shift = mean_shift(rows, fitted, other, 0)
+    gaps = x[0] @ rows.T - y[0] @ fitted.T - shift
+    assert np.abs(gaps.mean(axis=0)).max() < 1e-4
+    np.testing.assert_allclose(pair_error(rows, fitted, other, 0, shift), np.square(gaps).sum(), rtol=1e-3)
+    assert pair_error(rows, fitted, other, 0, shift) < 0.3 * pair_error(rows, rows, other, 0)
