@@ -1,13 +1,15 @@
-"""Schedules, builds and runs tensor expressions for the tests of targets/tvm/cpu."""
+"""Schedules, builds and runs tensor expressions and Relax functions for the tests of targets/tvm/cpu."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from graphopt.targets.tvm.machine import Isa, missing_flags, of
+from graphopt.targets.tvm.machine import Isa, host_isa, missing_flags, of
+
+Build = Callable[[Any, Any], Any]
 
 _ALL: tuple[Isa, ...] = ("avx512", "avx2", "neon")
 # Instruction sets whose code runs here.
@@ -26,3 +28,44 @@ def compiled(places: Sequence[Any], out: Any, arrays: Sequence[np.ndarray], isa:
     result = tvm.runtime.tensor(np.full([int(dim) for dim in out.shape], np.nan, "float32"))
     tvm.tirx.build(function, target=machine.target())["main"](*map(tvm.runtime.tensor, arrays), result)
     return result.numpy()
+
+
+def constant(*shape: int) -> Any:
+    from tvm import relax
+
+    return relax.const(np.random.default_rng(sum(shape)).standard_normal(shape, "float32") / 4)
+
+
+def module(build: Build, shape: Sequence[int]) -> Any:
+    """A Relax module whose `main` is what `build(builder, x)` returns."""
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(shape, "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(build(builder, x))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def run(built: Any, x: np.ndarray, target: Any) -> np.ndarray:
+    import tvm
+
+    machine = tvm.relax.VirtualMachine(tvm.compile(built, target), tvm.cpu())
+    return machine["main"](tvm.runtime.tensor(x)).numpy()
+
+
+def check(build: Build, shape: Sequence[int]) -> Any:
+    """Compare with TVM's unscheduled code; return the optimized module."""
+    from graphopt.targets.tvm.cpu import optimize
+
+    isa = host_isa()
+    assert isa is not None
+    machine = of(isa, 2)
+    x = np.random.default_rng(0).standard_normal(tuple(shape), "float32")
+    expected = run(module(build, shape), x, "llvm")
+    optimized = optimize(module(build, shape), machine)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(run(optimized, x, machine.target()), expected, rtol=0, atol=3e-5 * scale)
+    return optimized

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,50 +11,9 @@ import pytest
 pytest.importorskip("tvm")
 pytestmark = pytest.mark.tvm
 
+from tvm_kernels import check, constant, module, run  # noqa: E402
+
 from graphopt.targets.tvm.machine import host_isa, of  # noqa: E402
-
-Build = Callable[[Any, Any], Any]
-
-
-def constant(*shape: int) -> Any:
-    from tvm import relax
-
-    return relax.const(np.random.default_rng(sum(shape)).standard_normal(shape, "float32") / 4)
-
-
-def module(build: Build, shape: Sequence[int]) -> Any:
-    """A Relax module whose `main` is what `build(builder, x)` returns."""
-    from tvm import relax
-
-    builder = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorType(shape, "float32"))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            out = builder.emit_output(build(builder, x))
-        builder.emit_func_output(out)
-    return builder.get()
-
-
-def run(built: Any, x: np.ndarray, target: Any) -> np.ndarray:
-    import tvm
-
-    machine = tvm.relax.VirtualMachine(tvm.compile(built, target), tvm.cpu())
-    return machine["main"](tvm.runtime.tensor(x)).numpy()
-
-
-def check(build: Build, shape: Sequence[int]) -> Any:
-    """Compare with TVM's unscheduled code; return the optimized module."""
-    from graphopt.targets.tvm.cpu import optimize
-
-    isa = host_isa()
-    assert isa is not None
-    machine = of(isa, 2)
-    x = np.random.default_rng(0).standard_normal(tuple(shape), "float32")
-    expected = run(module(build, shape), x, "llvm")
-    optimized = optimize(module(build, shape), machine)
-    scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(run(optimized, x, machine.target()), expected, rtol=0, atol=3e-5 * scale)
-    return optimized
 
 
 def functions(optimized: Any) -> list[str]:

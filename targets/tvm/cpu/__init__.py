@@ -7,6 +7,7 @@ pipeline.py     the order of the passes
 canonical.py    moves of constants folded
 raising.py      calls said again as one operator
 lower.py        operators to anchors, weights packed
+inlining.py     inlining of elementwise blocks
 fused.py        a fused function taken apart: anchor and epilogue
 blocks.py       the blocks of a function as data
 dispatch.py     which rule takes which function

@@ -14,17 +14,13 @@ import tvm
 from tvm import s_tir, sym, tirx
 from tvm_ffi import structural_map
 
-from graphopt.targets.tvm.cpu.fused import ANCHOR
+from graphopt.targets.tvm.cpu.inlining import NotTaken
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, as_index, is_one, loads, shape_of, static
 
 _COMBINES = {tirx.Add: lambda a, b: a + b, tirx.Mul: lambda a, b: a * b, tirx.Max: tirx.max, tirx.Min: tirx.min}
 # Assumed length of a dynamic axis.
 _LONG = 64
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
-
-
-class NotRegular(Exception):
-    """A function is not a sequence of blocks of one store each over regular axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,30 +132,17 @@ class Block:
         return _COMBINES[type(self.value)] if any(is_out) else None
 
 
-def inline(function: Any) -> Any:
-    """The function with elementwise blocks inlined where that repeats no costly work."""
-    if not isinstance(function.body, s_tir.SBlockRealize):
-        raise NotRegular("no blocks")
-    schedule = s_tir.Schedule(function)
-    root = schedule.get_sblock("root")
-    for block in schedule.get_child_blocks(root):
-        node = schedule.get(block)
-        if node.init is not None or not isinstance(node.body, tirx.BufferStore):
-            continue
-        if any(node.writes[0].source.same_as(param) for param in function.params):
-            continue
-        users = [schedule.get(user) for user in schedule.get_consumers(block)]
-        cheap = _is_cheap(node.body.value) or (len(users) == 1 and _elements(users[0]) <= _elements(node))
-        if cheap and not any(ANCHOR in user.annotations for user in users):
-            schedule.compute_inline(block)
-    return schedule.mod["main"]
+def repeats_nothing_costly(block: Any, users: Sequence[Any]) -> bool:
+    """Whether inlining an elementwise block repeats no costly work."""
+    alone = len(users) == 1 and _elements(users[0]) <= _elements(block)
+    return alone or _is_cheap(block.body.value)
 
 
 def read_blocks(function: Any) -> list[Block]:
     """The blocks of a function in order.
 
     Raises:
-        NotRegular: something else is in it.
+        NotTaken: something else is in it.
     """
     root = function.body.block
     body = root.body
@@ -170,25 +153,25 @@ def read_blocks(function: Any) -> list[Block]:
 def _read(statement: Any) -> Block:
     while isinstance(statement, tirx.For):
         if statement.kind != tirx.ForKind.SERIAL:
-            raise NotRegular("a loop is scheduled already")
+            raise NotTaken("a loop is scheduled already")
         statement = statement.body
     if not isinstance(statement, s_tir.SBlockRealize) or not isinstance(statement.block.body, tirx.BufferStore):
-        raise NotRegular("a block is more than one store")
+        raise NotTaken("a block is more than one store")
     node = statement.block
     if not (isinstance(statement.predicate, tirx.IntImm) and int(statement.predicate)):
-        raise NotRegular("a block has a predicate")
+        raise NotTaken("a block has a predicate")
     spatial: list[tuple[Any, Any]] = []
     reduced: list[tuple[Any, Any]] = []
     for axis in node.iter_vars:
         if axis.iter_type not in (0, 2):
-            raise NotRegular("an opaque axis")
+            raise NotTaken("an opaque axis")
         (reduced if axis.iter_type == 2 else spatial).append((axis.var, static(axis.dom.extent)))
     if not spatial:
-        raise NotRegular("a scalar result")
+        raise NotTaken("a scalar result")
     init = None
     if reduced:
         if not isinstance(node.init, tirx.BufferStore):
-            raise NotRegular("a reduction without a start")
+            raise NotTaken("a reduction without a start")
         init = node.init.value
     return Block(
         tuple(spatial), tuple(reduced), node.body.buffer, tuple(node.body.indices), node.body.value, init, node

@@ -13,7 +13,8 @@ import tvm
 from tvm import tirx
 
 from graphopt.targets.tvm.cpu import loops
-from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused, NotTaken, take_apart
+from graphopt.targets.tvm.cpu.fused import Fused, take_apart
+from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken
 from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, generic, matmul, winograd
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine

@@ -12,17 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm_ffi import structural_map
 
+from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken, inline
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, as_index, load, loads, store, vectorized
-
-# The annotation under which an anchor says which rule is meant for it.
-ANCHOR = "graphopt.anchor"
-
-
-class NotTaken(Exception):
-    """A rule does not apply to a function; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +64,12 @@ def take_apart(function: Any) -> Fused:
     Raises:
         NotTaken: there is no anchor, or what surrounds it is not an elementwise epilogue.
     """
-    schedule, blocks = inline_elementwise(function)
-    anchors = [block for block in blocks if ANCHOR in schedule.get(block).annotations]
+    _, blocks = inline(function, lambda block, users: True)
+    anchors = [block for block in blocks if ANCHOR in block.annotations]
     if len(anchors) != 1:
         raise NotTaken(f"{len(anchors)} anchors")
-    others = [schedule.get(block) for block in blocks if block not in anchors]
-    anchor = schedule.get(anchors[0])
-    alone = anchor_alone(anchor, function)
+    others = [block for block in blocks if ANCHOR not in block.annotations]
+    alone = anchor_alone(anchors[0], function)
     result, reads = alone.result, alone.reads
     if not others:
         return alone
@@ -85,7 +78,7 @@ def take_apart(function: Any) -> Fused:
     body = others[0].body
     axes = [axis.var for axis in others[0].iter_vars]
     _check_elementwise(body, axes, result)
-    return Fused(anchor.annotations, reads, result, body.buffer, axes, body.value)
+    return Fused(alone.attributes, reads, result, body.buffer, axes, body.value)
 
 
 def anchor_alone(anchor: Any, function: Any) -> Fused:
@@ -100,20 +93,6 @@ def anchor_alone(anchor: Any, function: Any) -> Fused:
     if len(reads) < len(read):
         raise NotTaken("the anchor reads a value computed in the same function")
     return Fused(anchor.annotations, reads, result, result, (), None)
-
-
-def inline_elementwise(function: Any) -> tuple[Any, list[Any]]:
-    """A schedule in which every block that can be inlined into its users is, and the blocks that are left."""
-    schedule = s_tir.Schedule(function)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-        node = schedule.get(block)
-        if ANCHOR in node.annotations or node.init is not None or not isinstance(node.body, tirx.BufferStore):
-            continue
-        users = [schedule.get(user) for user in schedule.get_consumers(block)]
-        is_output = any(node.writes[0].source.same_as(param) for param in function.params)
-        if not is_output and not any(ANCHOR in user.annotations for user in users):
-            schedule.compute_inline(block)
-    return schedule, list(schedule.get_child_blocks(schedule.get_sblock("root")))
 
 
 def _check_elementwise(body: Any, axes: Sequence[Any], result: Buffer) -> None:

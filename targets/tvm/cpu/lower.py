@@ -106,7 +106,7 @@ def _conv2d_transpose(builder: Any, call: Any, machine: Machine) -> Any:
 def _matmul(builder: Any, call: Any, machine: Machine) -> Any:
     x, y = call.args
     left, right = _shape(x), _shape(y)
-    if right is None or x.ty.shape is None or len(x.ty.shape) < 2 or str(x.ty.dtype) != "float32":
+    if right is None or len(right) < 2 or x.ty.shape is None or len(x.ty.shape) < 2 or str(x.ty.dtype) != "float32":
         return _default(builder, call)
     if len(right) == 2 and isinstance(y, tvm.ir.GenericConst):
         left = tuple(x.ty.shape)

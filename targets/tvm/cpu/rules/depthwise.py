@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
+from graphopt.targets.tvm.cpu.fused import Fused
+from graphopt.targets.tvm.cpu.inlining import ANCHOR
 from graphopt.targets.tvm.cpu.loops import (
     Buffer,
     Expr,

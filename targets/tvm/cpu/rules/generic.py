@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphopt.targets.tvm.cpu import loops
-from graphopt.targets.tvm.cpu.blocks import Block, NotRegular, inline, read_blocks
-from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused, anchor_alone
+from graphopt.targets.tvm.cpu.blocks import Block, read_blocks, repeats_nothing_costly
+from graphopt.targets.tvm.cpu.fused import Fused, anchor_alone
+from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken, inline
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt
 from graphopt.targets.tvm.machine import Machine
 
@@ -33,9 +34,8 @@ _WAYS = 4
 def schedule(function: Any, machine: Machine, anchored: Callable[[Fused, Machine], Stmt]) -> Any:
     """The function with one nest for all of its blocks, or one for each; anchors get theirs from `anchored`."""
     try:
-        body = inline(function)
-        blocks = read_blocks(body)
-    except NotRegular:
+        blocks = read_blocks(inline(function, repeats_nothing_costly)[0])
+    except NotTaken:
         return function
     outputs = [param for param in function.params if any(param.same_as(block.out) for block in blocks)]
     inner = [block.out for block in blocks if not any(block.out.same_as(output) for output in outputs)]

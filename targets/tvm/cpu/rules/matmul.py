@@ -15,7 +15,8 @@ import numpy as np
 from tvm import te
 
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
-from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
+from graphopt.targets.tvm.cpu.fused import Fused
+from graphopt.targets.tvm.cpu.inlining import ANCHOR
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, is_one, load, shape_of, static
 from graphopt.targets.tvm.cpu.tiling import Problem, aliases, best_tile, divide
 from graphopt.targets.tvm.machine import Machine

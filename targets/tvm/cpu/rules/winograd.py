@@ -21,7 +21,8 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
-from graphopt.targets.tvm.cpu.fused import ANCHOR, Fused
+from graphopt.targets.tvm.cpu.fused import Fused
+from graphopt.targets.tvm.cpu.inlining import ANCHOR
 from graphopt.targets.tvm.cpu.loops import (
     Buffer,
     Expr,
