@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import networkx
 import onnx_ir
@@ -68,6 +69,8 @@ def test_machines_describe_their_vectors() -> None:
             "ConstantOfShape",
             "does not follow from the input",
         ),
+        ("(float[0,2] x) => (float[0,2] y) { y = Relu(x) }", "Relu", "no elements"),
+        ("(float[2] x, float[2] z) => (float[2] y) { y = Mod(x, z) }", "Mod", "without fmod=1"),
         ("(string[2] x) => (string[2] y) { y = Identity(x) }", "Identity", "on string"),
         (
             "(float[1,2,H,8] x, float[2,2,3,3] w) => (float[1,2,I,4] y) "
@@ -121,6 +124,14 @@ def test_a_small_part_without_products_is_not_worth_a_boundary() -> None:
     text = "(float[4,4] x) => (float[4,4] y) { a = Hardmax(x) b = Relu(a) c = Hardmax(b) y = MatMul(c, c) }"
     _, _, pieces = split(text)
     assert [(piece.runtime, len(piece.nodes)) for piece in pieces] == [("onnxruntime", 3), ("tvm", 1)]
+
+
+def test_without_tvm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    target = make_target("tvm{isa=avx2}")
+    assert "pip install" in target.available() and "graphopt[tvm]" in target.available()
+    with pytest.raises(GraphoptError, match=r"graphopt\[tvm\]"):
+        target.compile(model(CHAIN), tmp_path)
 
 
 def test_listing_does_not_import_tvm() -> None:
