@@ -1,0 +1,131 @@
+"""Figure: the official ONNX node cases compiled by TVM, without passes and schedules: is each rule of lowering right?
+
+    python -m benchmarks.tvm_conformance [--every N]
+
+A case that TVM does not take is counted by its reason; one that it takes has to give the expected outputs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.conformance_cases import Case, collect
+from benchmarks.figure import Figure, Table, arguments, say
+
+# Bar: of the cases that TVM takes, this part gives what is expected, and none crashes.
+MIN_PASSED = 0.99
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: `passed`, `refused`, `wrong`, `error` or `crashed`, and why."""
+
+    case: str
+    status: str
+    reason: str = ""
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--every", type=int, default=1, help="only every N-th case (writes no page)")
+    options = parser.parse_args()
+    outcomes = list(measure(options.every))
+    counts = Counter(outcome.status for outcome in outcomes)
+    taken = [outcome for outcome in outcomes if outcome.status != "refused"]
+    figure = Figure(
+        name="tvm-conformance",
+        title="The ONNX node cases compiled by TVM",
+        text="Every official node case through the lowering alone: no passes, no schedules, expected outputs at the "
+        "tolerance that each case names.",
+        bars=(f"at least {MIN_PASSED:.0%} of the cases that TVM takes pass", "none crashes"),
+    )
+    summary = Table(("outcome", "cases"))
+    for status, count in counts.most_common():
+        summary.add(status, count)
+    failures = Table(("case", "outcome", "reason"), heading="Taken and not passed", words=3)
+    for outcome in taken:
+        if outcome.status != "passed":
+            failures.add(outcome.case, outcome.status, outcome.reason)
+    reasons = Table(("reason", "cases"), heading="Not taken")
+    for reason, count in Counter(item.reason for item in outcomes if item.status == "refused").most_common():
+        reasons.add(reason, count)
+    figure.tables = [summary, failures, reasons]
+    passed = counts["passed"] / max(1, len(taken))
+    figure.require(passed >= MIN_PASSED, f"{passed:.1%} of the cases that TVM takes pass")
+    figure.require(not counts["crashed"], f"{counts['crashed']} cases crash")
+    return figure.finish(write=not options.no_write and options.every == 1)
+
+
+def measure(every: int) -> Iterator[Outcome]:
+    """All cases in a process of their own, which a crash ends: the next case gets a new one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = collect()[::every]
+    pool = ProcessPoolExecutor(1)
+    for number, case in enumerate(cases):
+        try:
+            yield pool.submit(run, case).result()
+        except BrokenProcessPool:
+            yield Outcome(case.name, "crashed")
+            pool = ProcessPoolExecutor(1)
+        if number % 100 == 0:
+            say(f"{number} of {len(cases)} cases")
+    pool.shutdown()
+
+
+def run(case: Case) -> Outcome:
+    """One case, in this process."""
+    import onnx_ir
+
+    from graphopt.analysis.shapes import Shapes
+    from graphopt.errors import GraphoptError
+    from graphopt.frontends.onnx import prepare
+    from graphopt.targets.tvm.lowering.graph import unsupported
+
+    try:
+        model = prepare(onnx_ir.serde.deserialize_model(case.model), case.name)
+    except GraphoptError as error:
+        return Outcome(case.name, "refused", f"graphopt does not read it: {str(error).partition(':')[0]}")
+    if model.functions:
+        return Outcome(case.name, "refused", "it has functions, which passes inline")
+    refused = unsupported(model, Shapes(model).infer())
+    if refused:
+        node, reason = refused[0]
+        return Outcome(case.name, "refused", reason if "no lowering" in reason else f"{node.op_type}: a size or type")
+    try:
+        return _compare(case, model)
+    except AssertionError as error:
+        return Outcome(case.name, "wrong", " ".join(str(error).split())[:200])
+    except Exception as error:  # TVM raises classes of its own; each is a case that does not pass
+        return Outcome(case.name, "error", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _compare(case: Case, model: object) -> Outcome:
+    import numpy as np
+
+    from graphopt.targets.tvm.build import build, stock
+    from graphopt.targets.tvm.library import Library
+    from graphopt.targets.tvm.lowering.graph import lower
+    from graphopt.targets.tvm.machine import host
+
+    machine = host(1)
+    assert machine is not None, "this CPU has none of the instruction sets"
+    with tempfile.TemporaryDirectory() as folder:
+        build(lower(model), machine, Path(folder) / "model.so", stock)  # type: ignore[arg-type]
+        results = Library(Path(folder) / "model.so").run([np.asarray(value) for value in case.inputs])
+    for got, expected in zip(results, case.outputs, strict=True):
+        assert got.dtype == expected.dtype and got.shape == expected.shape, f"{got.dtype}{list(got.shape)}"
+        np.testing.assert_allclose(got, expected, rtol=case.rtol, atol=case.atol)
+    return Outcome(case.name, "passed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
