@@ -113,13 +113,15 @@ class Tvm(Target):
         Raises:
             GraphoptError: a node that TVM does not take, a missing compiler, or TVM failed.
         """
+        from graphopt.frontends.onnx import load
         from graphopt.ir.writer import write
         from graphopt.targets.tvm.compiling import compile_model
 
         if importlib.util.find_spec("tvm") is None:
             raise MissingDependency("compiling with TVM", "tvm")
         source = write(model, out / MODEL, external_data)
-        made = compile_model(model, out, self.machine(), self.fallback == "onnxruntime", self.threads)
+        # Read anew: in a model that passes have worked on, dims without a name have several.
+        made = compile_model(load(out / MODEL), out, self.machine(), self.fallback == "onnxruntime", self.threads)
         missing = self.available()
         libraries = tuple(part.file for part in made.plan.parts if part.runtime == "tvm")
         others = tuple(name for name in made.files if name not in libraries)
