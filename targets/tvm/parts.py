@@ -44,4 +44,4 @@ def _plain(dim: dim_math.Dim, names: dict[str, str]) -> int | str | None:
     if dim_math.is_unknown(dim):
         return None
     text = str(dim.value)
-    return text if text.isidentifier() else names.setdefault(text, f"size_{len(names)}")
+    return text if dim_math.symbols(dim) == {text} else names.setdefault(text, f"size_{len(names)}")

@@ -91,6 +91,12 @@ def test_inspect_says_what_is_not_taken(text: str, op: str, reason: str) -> None
     assert rows and rows[0]["op"] == op and reason in rows[0]["reason"], rows
 
 
+def test_names_of_dims_may_be_any_text() -> None:
+    made = model("(float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
+    made.graph.inputs[0].shape = onnx_ir.Shape(["p2o.Dim.0", 2])
+    assert inspect(made, make_target("tvm"))["unsupported"] == []
+
+
 def test_inspect_takes_shape_arithmetic() -> None:
     text = """(float[N,2,3] x) => (float[N,6] y) { s = Shape<end=1>(x) m = Constant<value_ints=[-1]>()
         t = Concat<axis=0>(s, m) y = Reshape(x, t) }"""

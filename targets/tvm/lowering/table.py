@@ -129,7 +129,7 @@ def _unknown_shape(n: View) -> str | None:
                 return f"the rank of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
             if any(dim_math.is_unknown(dim) for dim in dims):
                 return f"a dim of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
-            if 0 in dims:
+            if 0 in dims and n.op != "Resize":  # its empty operands are not read
                 return f"{kind} {value.name!r} has no elements, which TVM does not take"
             if any(not _symbols(n.shapes, dim) <= _defined(n.shapes) for dim in dims):
                 return f"a dim of {kind} {value.name!r} does not follow from the input sizes"
@@ -149,7 +149,7 @@ def _symbols(shapes: Shapes, dim: Dim) -> frozenset[str]:
 def _defined(shapes: Shapes) -> frozenset[str]:
     """Symbols that are a dim of an input of the model."""
     dims = [dim for value in shapes.model.graph.inputs for dim in shapes.dims(value) or ()]
-    return frozenset(str(dim.value) for dim in dims if not isinstance(dim, int) and str(dim.value).isidentifier())
+    return frozenset(name for dim in dims if dim_math.symbols(dim) == {name := str(getattr(dim, "value", ""))})
 
 
 _SPELLINGS = {"FLOAT": "float32", "DOUBLE": "float64"}
