@@ -103,8 +103,12 @@ def fma(acc: Buffer, left: Expr, right: Expr, lanes: int) -> Stmt:
 
 
 def register(name: str, lanes: int, dtype: str) -> Buffer:
-    """A buffer of one vector. With constant indices only, LLVM keeps it in a register."""
-    return tirx.decl_buffer((lanes,), dtype, name, scope="local")
+    """A buffer of one vector. With constant indices only, LLVM keeps it in a register.
+
+    TVM puts small buffers of scope "global" on the stack; those of scope "local" come from the workspace pool, and LLVM
+    has to write them back.
+    """
+    return tirx.decl_buffer((lanes,), dtype, name, scope="global")
 
 
 def scratch(name: str, shape: Sequence[int], dtype: str) -> Buffer:
