@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.ir.constants import is_const
 from graphopt.ir.sites import subgraphs
-from graphopt.targets.tvm.lowering.table import lowers, why_not
+from graphopt.targets.tvm.lowering.table import defined_by, lowers, symbols_of, why_not
 from graphopt.targets.tvm.lowering.view import View
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ def _check(n: View) -> str | None:
             reason = why_not(View(node, n.shapes, n.version))
             if reason is not None:
                 return f"If: in a branch, {reason}"
+        made = [value for node in graph for value in node.outputs]
+        needed = {name for value in made for dim in n.shapes.dims(value) or () for name in symbols_of(n.shapes, dim)}
+        if needed - defined_by(n.shapes, captured(graph)):
+            return "If: sizes in a branch do not follow from what it reads; bind them with --dim or --input-shapes"
     return None
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis import dims as dim_math
 
 if TYPE_CHECKING:
+    from graphopt import ir
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.shapes import Shapes
     from graphopt.targets.tvm.lowering.context import Lowering
@@ -131,24 +132,29 @@ def _unknown_shape(n: View) -> str | None:
                 return f"a dim of {kind} {value.name!r} is not known; fix the input sizes with --input-shapes"
             if 0 in dims and n.op != "Resize":  # its empty operands are not read
                 return f"{kind} {value.name!r} has no elements, which TVM does not take"
-            if any(not _symbols(n.shapes, dim) <= _defined(n.shapes) for dim in dims):
+            if any(not symbols_of(n.shapes, dim) <= _defined(n.shapes) for dim in dims):
                 return f"a dim of {kind} {value.name!r} does not follow from the input sizes"
     return None
 
 
-def _symbols(shapes: Shapes, dim: Dim) -> frozenset[str]:
+def symbols_of(shapes: Shapes, dim: Dim) -> frozenset[str]:
     """Symbols that a dim is computed from; the broadcast of two dims is computed from the first."""
     found: set[str] = set()
     for name in dim_math.symbols(dim):
         both = shapes.broadcast_of(name)
-        found |= {name} if both is None else _symbols(shapes, both[0])
+        found |= {name} if both is None else symbols_of(shapes, both[0])
     return frozenset(found)
 
 
 @functools.lru_cache(maxsize=4)
 def _defined(shapes: Shapes) -> frozenset[str]:
     """Symbols that are a dim of an input of the model."""
-    dims = [dim for value in shapes.model.graph.inputs for dim in shapes.dims(value) or ()]
+    return defined_by(shapes, shapes.model.graph.inputs)
+
+
+def defined_by(shapes: Shapes, values: Iterable[ir.Value]) -> frozenset[str]:
+    """Symbols that are by themselves a dim of one of the values."""
+    dims = [dim for value in values for dim in shapes.dims(value) or ()]
     return frozenset(name for dim in dims if dim_math.symbols(dim) == {name := str(getattr(dim, "value", ""))})
 
 
