@@ -48,7 +48,10 @@ def test_it_compiles_without_the_device_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.zoo
 @cross_compiler
 @qemu
-@pytest.mark.parametrize(("name", "shapes"), [("ppocr-cls", {"x": (1, 3, 48, 192)}), ("magika", {"bytes": (1, 2048)})])
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("ppocr-cls", {"x": (1, 3, 48, 192)}), ("magika", {"bytes": (1, 2048)}), ("mobilenet-v2-export", {})],
+)
 def test_models_are_verified_under_qemu(name: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
     options = Options(input_shapes=shapes, require_numerics=True)
     target = "tvm{device=aarch64 threads=1 emulator=qemu}"
