@@ -125,7 +125,8 @@ def build_ours(layer: Conv | MatMul, machine: Any, file: Path) -> None:
         else:
             arrays = [x, rng.standard_normal((layer.batch, layer.k, layer.n), "float32")]
         places = [te.placeholder(value.shape, "float32", f"p{i}") for i, value in enumerate(arrays)]
-        out = matmul.define_packed(*places, layer.n) if layer.batch == 1 else matmul.define(*places)
+        x_in, w_in = places
+        out = matmul.define_packed(x_in, w_in, layer.n) if layer.batch == 1 else matmul.define(x_in, w_in)
     function = schedule_function(te.create_prim_func([*places, out]), machine)
     tvm.tirx.build(function, target=machine.target()).export_library(str(file))
     result = np.zeros([int(dim) for dim in out.shape], "float32")

@@ -132,6 +132,7 @@ def test_heavy_modules_are_never_imported_when_a_module_is_loaded() -> None:
         "graphopt.targets.onnxruntime.observer",
         "graphopt.targets.onnxruntime.session",
         "graphopt.targets.onnxruntime.wire",
+        "graphopt.targets.tvm.cpu.",
         "graphopt.backend",
         "graphopt.interop",
         "graphopt.models.cnn",
