@@ -194,7 +194,7 @@ def user_metric(function: Callable[[Runner], Any], name: str, candidate: Runnabl
 def _scores(function: Callable[[Runner], Any], name: str, model: Runnable) -> np.ndarray:
     import numpy as np
 
-    with model.open() as runner:
+    with model.open_float() as runner:
         try:
             result = function(runner)
         except GraphoptError as error:
@@ -268,7 +268,7 @@ def measure_agreement(candidate: Runnable, base: Runnable, samples: Samples) -> 
     """
     scores: dict[str, _OutputScores] = {}
     count = 0
-    with base.open() as a, candidate.open() as b:
+    with base.open_float() as a, candidate.open_float() as b:
         for feeds in samples.batches():
             x, y = a.run(feeds), b.run(feeds)
             size = _batch_of(feeds, x)
@@ -388,7 +388,7 @@ class Latency:
         by_path = {item.path: item for item in models}
 
         def opener(path: Path) -> Runner:
-            return by_path[path].open(force_spinning_stop=True)
+            return by_path[path].open_float(force_spinning_stop=True)
 
         return bench([item.path for item in models], self._feeds, opener, self._plan)
 

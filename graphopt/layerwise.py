@@ -91,7 +91,7 @@ def layer_errors(quantized: Runnable, original: Runnable, samples: Sequence[Feed
             "give the model that was quantized"
         )
     layers = []
-    with quantized.open() as a, original.open() as b:
+    with quantized.open_float() as a, original.open_float() as b:
         for group in _groups(pairs):
             layers += _compare(group, a, b, samples)
     layers.sort(key=lambda layer: layer.sqnr_db)

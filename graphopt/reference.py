@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.codes import float_facing, read_codes
 from graphopt.errors import GraphoptError
 from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
@@ -55,6 +56,7 @@ class Reference:
         self.notes: list[str] = []
         self._factory = factory
         self._random = random_outputs(model)
+        self._has_codes = bool(read_codes(model))
         self._plain: Results = []
         self._others: list[Results] | None = None
 
@@ -105,6 +107,8 @@ class Reference:
     def judge(self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None) -> NumericsReport:
         """Run `candidate` on the reference's feeds and judge every output by the tolerance class.
 
+        A candidate whose inputs or outputs are codes is run as a model of floats, unless the reference has codes too.
+
         Args:
             candidate: file of the result.
             tolerance: a key of `TOLERANCES`.
@@ -116,7 +120,8 @@ class Reference:
             return NumericsReport("not-checked", tolerance, self.unchecked)
         results: Results = []
         try:
-            with (factory or self._factory)(candidate, _PLAIN) as runner:
+            opened = (factory or self._factory)(candidate, _PLAIN)
+            with opened if self._has_codes else float_facing(candidate, opened) as runner:
                 for case in self.cases:
                     results.append(runner.run(case.feeds))
         except GraphoptError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
+from graphopt.codes import float_facing
 from graphopt.errors import GraphoptError
 from graphopt.manager.registry import make_target
 
@@ -43,6 +44,14 @@ class Runnable:
         if reason is not None:
             raise GraphoptError(f"{self.path} cannot be run here: {reason}")
         return self.target.load(self.path, {**self.settings, **changes} or None)
+
+    def open_float(self, **changes: Any) -> Runner:
+        """Open it as a model of floats, also where its inputs or outputs are codes.
+
+        Raises:
+            GraphoptError: as for `open`.
+        """
+        return float_facing(self.path, self.open(**changes))
 
 
 def runnable(source: str | Path, target: str | None = None) -> Runnable:

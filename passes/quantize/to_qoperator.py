@@ -30,7 +30,7 @@ class ToQOperator(NodePass):
     stage: ClassVar[str] = "quantize"
     level: ClassVar[int | None] = None
     tolerance: ClassVar[Tolerance] = "lossy"
-    after: ClassVar[tuple[str, ...]] = ("quantize-static", "search-precision", "round-weights", "correct-bias")
+    after: ClassVar[tuple[str, ...]] = ("round-weights", "correct-bias", "integer-io")
     ops: ClassVar[tuple[str, ...]] = ("QuantizeLinear",)
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> ir.Value:
