@@ -1,58 +1,24 @@
-"""Models whose inputs and outputs are codes instead of floats, and a look at them as if they were float.
+"""A look at models whose inputs and outputs are codes as if they were float.
 
-    write_codes(model, {"x": params})             # what a pass leaves in the model's metadata
     runner = float_facing(path, runner)           # takes and gives floats where the model has codes
 
-Real value = (code - zero_point) * scale, per tensor. Not here: the pass that changes the interface (integer-io).
+Not here: what the codes mean (graphopt/quantization/interface.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError
-from graphopt.quantization.affine import QParams, dequantize, qtype, quantize
+from graphopt.quantization.affine import dequantize, quantize
+from graphopt.quantization.interface import read_codes
 from graphopt.target import Runner, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graphopt import ir
+    from graphopt.quantization.affine import QParams
     from graphopt.target import Arrays, Feeds
-
-KEY = "graphopt.codes"
-"""Name of the metadata: {name of an input or output: {type, scale, zero_point}} as JSON."""
-
-
-def write_codes(model: ir.Model, params: Mapping[str, QParams]) -> None:
-    """Tell in the model's metadata what the codes of these inputs and outputs mean."""
-    rows = {
-        name: {"type": item.type.name, "scale": float(item.scale), "zero_point": int(item.zero_point)}
-        for name, item in params.items()
-    }
-    model.metadata_props[KEY] = json.dumps(rows, sort_keys=True)
-
-
-def read_codes(model: ir.Model) -> dict[str, QParams]:
-    """What the codes of inputs and outputs mean, by name; empty for a float model.
-
-    Raises:
-        GraphoptError: the metadata says something else.
-    """
-    import numpy as np
-
-    text = model.metadata_props.get(KEY)
-    if text is None:
-        return {}
-    try:
-        return {
-            str(name): QParams(qtype(row["type"]), np.float32(row["scale"]), np.int64(row["zero_point"]))  # type: ignore[arg-type]
-            for name, row in json.loads(text).items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GraphoptError(f"the model's metadata {KEY!r} cannot be read: {error}") from None
 
 
 def float_facing(path: Path, runner: Runner) -> Runner:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.codes import float_facing, read_codes
+from graphopt.codes import float_facing
 from graphopt.errors import GraphoptError
 from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
@@ -27,6 +27,7 @@ from graphopt.numerics import (
     magnitude,
     rounding,
 )
+from graphopt.quantization.interface import read_codes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """Full integer models: inputs and outputs become codes, for devices that have no floats around the model.
 
-What the codes mean stands in the model's metadata (graphopt/codes.py). Not here: the model inside (quantize_static.py).
+What the codes mean stands in the metadata (graphopt/quantization/interface.py). Not here: the model inside.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from graphopt.codes import read_codes, write_codes
 from graphopt.ir.constants import const_scalar
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.quantization.affine import QParams, params_from_range, qtype, storage
+from graphopt.quantization.interface import read_codes, write_codes
 from graphopt.quantization.ranges import parse_method
 
 if TYPE_CHECKING:

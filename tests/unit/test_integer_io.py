@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import driver
 from graphopt.calibrating import Calibrating
-from graphopt.codes import KEY, float_facing, read_codes
+from graphopt.codes import float_facing
 from graphopt.driver import Options
 from graphopt.errors import GraphoptError
 from graphopt.ir.sites import name_nodes
@@ -20,6 +20,7 @@ from graphopt.ir.writer import write
 from graphopt.manager.context import Context
 from graphopt.manager.pipeline import parse
 from graphopt.manager.runner import run
+from graphopt.quantization.interface import KEY, read_codes
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 NET = """g (float[N, 3, 8, 8] x, int64[K] k) => (float[N, 5] y, int64[K] i) <float[8, 3, 3, 3] w, float[8, 5] v> {
