@@ -7,7 +7,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
-FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy saturation four_bits ablation calibration
+FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy saturation four_bits ablation calibration tvm_zoo tvm_conformance
 
 .PHONY: help setup setup-torch setup-tvm try test test-torch test-tvm test-slow lint check figures peers clean
 
@@ -68,7 +68,7 @@ peers: setup-torch
 	$(BIN)/python -m benchmarks.quant.quantizers
 
 # Every figure runs, also after one that misses a bar; any miss fails the target.
-figures: peers
+figures: peers setup-tvm
 	@missed=""; for name in $(FIGURES); do \
 	  echo "== $$name" >&2; $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; \
 	done; \
