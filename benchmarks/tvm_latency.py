@@ -8,12 +8,14 @@ Each runtime has a process of its own, ONNX Runtime a second one as well (A/A); 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.figure import Figure, Table, arguments, choose_models, pick, say
+from benchmarks.latency import DISTURBED
 from benchmarks.peers import graphopt_tool
 from benchmarks.tvm_worker import Worker, race
 from graphopt import driver, models
@@ -32,6 +34,8 @@ MEAN_BAR = 1.3
 MOST = 2.0
 COMPILE_BAR = 60.0
 SECONDS = 6.0
+# New processes are timed when the A/A ratio is further from 1 than DISTURBED, so many times in all.
+TRIES = 3
 # Largest difference from the unoptimized reference, as a share of the reference's largest value.
 TOLERANCE = 1e-4
 
@@ -76,6 +80,15 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
 
 
+def timed(kinds: Mapping[str, tuple[str, Path]], threads: int, feeds: Path, seconds: float) -> dict[str, list[float]]:
+    """Blocks of runs that take turns, each worker in a process of its own."""
+    with ExitStack() as stack:
+        workers = {key: Worker(kind, threads, file, feeds) for key, (kind, file) in kinds.items()}
+        for worker in workers.values():
+            stack.callback(worker.close)
+        return race(workers, seconds)
+
+
 def main() -> int:
     parser = arguments(__doc__)
     choose_models(parser)
@@ -110,18 +123,14 @@ def main() -> int:
             feeds = make_feeds(source, feeds_file)
             library, seconds = compile_library(source, threads, folder / f"{name}-{threads}")
             off = difference(outputs(library, feeds), reference(source, feeds))
-            with ExitStack() as stack:
-                workers = {
-                    "ours": Worker("vm", threads, library, feeds_file),
-                    "theirs": Worker("ort", threads, model, feeds_file),
-                    "again": Worker("ort", threads, model, feeds_file),
-                }
-                for worker in workers.values():
-                    stack.callback(worker.close)
-                blocks = race(workers, options.seconds)
-            ratio, same = (
-                float(np.median(np.array(blocks[key]) / np.array(blocks["theirs"]))) for key in ("ours", "again")
-            )
+            kinds = {"ours": ("vm", library), "theirs": ("ort", model), "again": ("ort", model)}
+            for _ in range(TRIES):
+                blocks = timed(kinds, threads, feeds_file, options.seconds)
+                ratio, same = (
+                    float(np.median(np.array(blocks[key]) / np.array(blocks["theirs"]))) for key in ("ours", "again")
+                )
+                if abs(same - 1) <= DISTURBED:
+                    break
             ratios.append(ratio)
             times = [f"{1e3 * float(np.median(blocks[key])):.3f}" for key in ("theirs", "ours")]
             table.add(name, *times, f"{ratio:.3f}", f"{same:.3f}", f"{off:.1e}", f"{seconds:.1f}")

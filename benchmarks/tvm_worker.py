@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+WARM = 20
+"""Runs of a new session until its threads are all at work."""
 Run = Callable[[], object]
 
 
@@ -88,10 +90,11 @@ def _session(file: Path, threads: int, profile: Path | None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if profile:
+    if profile:  # one layer is shorter than waking a thread takes: threads go on spinning from run to run
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    else:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
@@ -107,21 +110,24 @@ def _ort(file: Path, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
 
 def _profiled(file: Path, threads: int, feeds: Mapping[str, np.ndarray], runs: int) -> list[float]:
     session = _session(file, threads, file.with_suffix(""))
-    for _ in range(runs):
+    for _ in range(WARM + runs):
         session.run(None, dict(feeds))
     path = Path(session.end_profiling())
     events = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
-    return [
+    seconds = [
         event["dur"] * 1e-6
         for event in events
         if event.get("cat") == "Node"
         and event.get("args", {}).get("op_name") in KERNELS
         and "kernel_time" in event["name"]
     ]
+    return seconds[WARM:]
 
 
 def main() -> None:
+    # TVM ties the threads of a process that ran its code to cores; a child would inherit that.
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
     kind, threads, file, feeds_file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     with np.load(feeds_file) as stored:
         feeds = {name: stored[name] for name in stored.files}

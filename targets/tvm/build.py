@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     Schedule = Callable[[tvm.IRModule, Machine], tuple[tvm.IRModule, str | None]]
 
 
-_SEQUENTIAL = frozenset({"relax.scatter_elements", "relax.scatter_nd", "relax.cumsum"})
-"""Ops whose TIR is no nest of loops over blocks."""
-
-
 def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule) -> str | None:
     """Compile a Relax module for a machine and write it as a shared library.
 
@@ -59,32 +55,10 @@ def scheduled(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str
     """Scheduled by targets/tvm/cpu; where that does not take the module, `stock`, with the reason."""
     from graphopt.targets.tvm.cpu import optimize
 
-    reason = unscheduled(module)
-    if reason is None:
-        try:
-            return optimize(module, machine), None
-        except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
-            reason = first_line(error)
-    return stock(module, machine)[0], reason
-
-
-def unscheduled(module: tvm.IRModule) -> str | None:
-    """Why targets/tvm/cpu does not take a module, which is then built as TVM does by itself; None when it does."""
-    from tvm import relax, tirx
-
-    found: set[str] = set()
-
-    def visit(expr: Any) -> None:
-        if isinstance(expr, relax.Call) and getattr(expr.op, "name", "") in _SEQUENTIAL:
-            found.add(f"{expr.op.name} is not scheduled")
-        shape = getattr(getattr(expr, "ty", None), "shape", None)
-        if isinstance(shape, relax.ShapeExpr) and not all(isinstance(dim, tirx.IntImm) for dim in shape):
-            found.add("dynamic dims are not scheduled")
-
-    for _, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
-    return ", ".join(sorted(found)) or None
+    try:
+        return optimize(module, machine), None
+    except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
+        return stock(module, machine)[0], first_line(error)
 
 
 def stock(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:

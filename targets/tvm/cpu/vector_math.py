@@ -6,7 +6,7 @@ LLVM calls the scalar C library once per lane for them. Single precision only; e
     tanh, erf          rational functions of degree 13/6 and 13/8 on a clamped argument, as in Eigen
     sigmoid            1 / (1 + exp(-x))
 
-NaN stays NaN; exp is 0 below -87.3 and stays finite up to the largest float.
+NaN stays NaN; exp is 0 below -87.3, where floats are no longer normal, and infinity beyond the largest float.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tvm_ffi import structural_map
 from graphopt.targets.tvm.cpu.loops import Expr
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_EXP_RANGE = (-87.33654, 88.37626)
+# From the smallest normal result to beyond the largest finite one, which 2**127 * 2 overflows.
+_EXP_RANGE = (-87.33654, 89.0)
 _TANH = (
     9.0,
     (
@@ -69,8 +70,11 @@ def exp(x: Expr) -> Expr:
 
     def scaled(x: Expr, clamped: Expr, n: Expr) -> Expr:
         reduced = clamped - n * _f(0.693359375) - n * _f(-2.12194440e-4)
-        power = tirx.reinterpret("float32", (n.astype("int32") + 127) << 23)
-        value = _let("r", reduced, lambda r: (_horner(_EXP, r) * r * r + r + _f(1.0)) * power)
+        # 2**n in two factors: n is 128 where results are largest, and 2**128 alone is no float.
+        half = tirx.Var("h", "int32")
+        powers = [tirx.reinterpret("float32", (part + 127) << 23) for part in (half, n.astype("int32") - half)]
+        value = _let("r", reduced, lambda r: (_horner(_EXP, r) * r * r + r + _f(1.0)) * powers[0] * powers[1])
+        value = tirx.Let(half, n.astype("int32") >> 1, value)
         return tirx.Select(x >= _f(_EXP_RANGE[0]), value, tirx.Select(x < _f(0.0), _f(0.0), x))
 
     return _let("x", x, body)

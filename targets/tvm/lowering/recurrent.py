@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from graphopt.targets.tvm.lowering.elementwise import clipped, hard_sigmoid_of
 from graphopt.targets.tvm.lowering.table import lowers
 
@@ -164,6 +162,8 @@ class _Direction:
     def _finite(self, gates: Expr) -> Expr:
         """Between the least and the largest float, NaN to the largest, as ONNX Runtime clips the gates."""
         c, dtype = self.c, self.n.dtype(0)
+        import numpy as np
+
         largest = float(np.finfo(dtype).max)
         # The number stands second: TVM's min(a, b) is `a < b ? a : b`.
         return c.op.maximum(c.op.minimum(gates, c.const(largest, dtype)), c.const(-largest, dtype))
