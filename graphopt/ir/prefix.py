@@ -29,5 +29,9 @@ def prefix(model: ir.Model, names: Sequence[str]) -> ir.Model:
                 needed.update(value.producer() for value in inner.inputs if value is not None)
             needed.update(value.producer() for value in body.outputs)
     for node in unneeded:
+        for _, body in subgraphs(node):
+            for inner in body.all_nodes():
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
         copy.graph.remove(node, safe=True)
     return copy
