@@ -14,13 +14,13 @@ FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_a
 help:
 	@echo "make setup        virtual environment in $(VENV) with graphopt, ONNX Runtime for the CPU and the test tools"
 	@echo "make try          fetch ppocr-cls, compile it for the CPU, print the report"
-	@echo "make test         all tests but the slow ones; those that need torch are skipped and say so"
+	@echo "make test         all tests but the slow ones; those that need torch or TVM are skipped and say so"
 	@echo "make test-torch   install the torch extra and run the tests that need it"
 	@echo "make test-tvm     install the tvm extra and run the tests that need it"
 	@echo "make test-slow    install the torch extra and run the tests that take over a minute"
 	@echo "make lint         ruff and mypy"
 	@echo "make check        lint and test"
-	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (about three hours)"
+	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (hours)"
 	@echo "make clean        remove what was built; the model cache stays"
 
 setup: $(VENV)/.installed

@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from graphopt.target import Arrays, Feeds
 
 
+_CODES = ("tensor(uint8)", "tensor(int8)")
+
+
 def float_facing(path: Path, runner: Runner) -> Runner:
     """The runner of a model file with floats where the file has codes; the runner itself when it has none."""
     from graphopt.frontends.onnx import load
 
-    found = read_codes(load(path)) if path.suffix == ".onnx" else {}
+    if path.suffix != ".onnx" or not any(spec.type in _CODES for spec in (*runner.inputs, *runner.outputs)):
+        return runner
+    found = read_codes(load(path))
     return _FloatFacing(runner, found) if found else runner
 
 

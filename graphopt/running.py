@@ -51,7 +51,7 @@ class Runnable:
         Raises:
             GraphoptError: as for `open`.
         """
-        return float_facing(self.path, self.open(**changes))
+        return float_facing(self.graph, self.open(**changes))
 
 
 def runnable(source: str | Path, target: str | None = None) -> Runnable:

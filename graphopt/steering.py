@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SEARCH = "search-precision"
 STEP = 6.0
 """Decibels by which the bound on the error is raised: half of the noise's amplitude."""
+MOST = 100.0
+"""Decibels beyond which nothing is searched for: float32 itself is about 150 away from exact."""
 
 
 def helps(evaluation: Evaluation | None, job: _Job) -> bool:
@@ -31,6 +33,8 @@ def helps(evaluation: Evaluation | None, job: _Job) -> bool:
     """
     missed = evaluation.outcomes if evaluation is not None else ()
     if job.options.plan is not None or not any(not item.met and item.gate.name in ACCURACY for item in missed):
+        return False
+    if any(getattr(item, "sqnr", 0.0) >= MOST for item in job.pipeline.passes() if item.name == SEARCH):
         return False
     assert job.result is not None
     return any(plan.name == SEARCH and plan.decisions["nodes"] for plan in job.result.ctx.plans.made)

@@ -6,43 +6,16 @@ this process down, not graphopt. Imports numpy and ONNX Runtime only.
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import GraphoptError
 from graphopt.targets.onnxruntime.observer import Observer
-from graphopt.targets.onnxruntime.session import Session, memory, one_line
+from graphopt.targets.onnxruntime.session import Session, memory
 from graphopt.targets.onnxruntime.settings import SessionSettings
-from graphopt.targets.onnxruntime.wire import Channel, WireClosed
-
-
-def main() -> int:
-    """Serve until the parent closes the pipe; returns the exit status."""
-    replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a runtime prints must not end up between two messages
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    channel = Channel(os.dup(0), replies)
-    server = Server()
-    while True:
-        try:
-            request, values = channel.receive()
-        except WireClosed:
-            return 0
-        try:
-            reply, results = server.answer(request, values)
-        except (GraphoptError, MemoryError) as error:
-            reply, results = {"error": str(error) or "out of memory"}, {}
-        try:
-            channel.send(reply, results)
-        except WireClosed:
-            return 0
-        except TypeError as error:
-            channel.send({"error": one_line(error)})
+from graphopt.targets.serving import serve
 
 
 class Server:
@@ -103,13 +76,5 @@ class Server:
         }
 
 
-def end_with_parent(parent: int) -> None:
-    """End this process when its parent has ended; run it in a thread."""
-    # A parent killed outright closes the pipe, but a session that hangs never looks at it.
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(Server().answer))

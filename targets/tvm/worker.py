@@ -6,9 +6,7 @@ runtimes of the parts only.
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,33 +16,9 @@ import numpy as np
 from graphopt.errors import GraphoptError
 from graphopt.targets.onnxruntime.session import Session, memory
 from graphopt.targets.onnxruntime.settings import SessionSettings
-from graphopt.targets.onnxruntime.wire import Channel, WireClosed
-from graphopt.targets.onnxruntime.worker import end_with_parent
+from graphopt.targets.serving import serve
 from graphopt.targets.tvm.library import Library, without_torch
 from graphopt.targets.tvm.plan import Part, read_plan
-
-
-def main() -> int:
-    """Serve until the parent closes the pipe; returns the exit status."""
-    replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a runtime prints must not end up between two messages
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    without_torch()
-    channel = Channel(os.dup(0), replies)
-    server = Server()
-    while True:
-        try:
-            request, values = channel.receive()
-        except WireClosed:
-            return 0
-        try:
-            reply, results = server.answer(request, values)
-        except (GraphoptError, MemoryError) as error:
-            reply, results = {"error": str(error) or "out of memory"}, {}
-        try:
-            channel.send(reply, results)
-        except WireClosed:
-            return 0
 
 
 class Server:
@@ -120,4 +94,5 @@ def _open(folder: Path, part: Part, threads: int) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    without_torch()
+    sys.exit(serve(Server().answer))

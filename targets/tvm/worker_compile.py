@@ -1,49 +1,33 @@
-"""The child process that compiles: `python -m graphopt.targets.tvm.worker_compile`, one request, then it ends.
+"""The child process that compiles: `python -m graphopt.targets.tvm.worker_compile`.
 
 A compiler that crashes or hangs takes this process down, not graphopt; and TVM's import is paid here only.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import GraphoptError
-from graphopt.targets.onnxruntime.wire import Channel, WireClosed
-from graphopt.targets.onnxruntime.worker import end_with_parent
+from graphopt.targets.serving import serve
 from graphopt.targets.tvm.library import first_line, without_torch
 
 
-def main() -> int:
-    """Answer one request: compile ONNX files to libraries."""
-    replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a compiler prints must not end up between two messages
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    without_torch()
-    channel = Channel(os.dup(0), replies)
-    try:
-        request, _ = channel.receive()
-        channel.send(_answer(request))
-    except WireClosed:
-        return 0
-    return 0
+def answer(request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compile an ONNX file to a library.
 
-
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    Raises:
+        GraphoptError: TVM refuses the model, or a compiler is missing.
+    """
     try:
-        return compile_file(Path(request["model"]), Path(request["library"]), request["machine"])
-    except GraphoptError as error:
-        return {"error": str(error)}
+        return compile_file(Path(request["model"]), Path(request["library"]), request["machine"]), {}
+    except GraphoptError:
+        raise
     except Exception as error:  # TVM raises classes of its own; all mean that it could not compile
-        if os.environ.get("GRAPHOPT_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
-        return {"error": f"TVM cannot compile {request['model']}: {type(error).__name__}: {first_line(error)}"}
+        name = type(error).__name__
+        raise GraphoptError(f"TVM cannot compile {request['model']}: {name}: {first_line(error)}") from error
 
 
 def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[str, Any]:
@@ -67,4 +51,5 @@ def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    without_torch()
+    sys.exit(serve(answer))

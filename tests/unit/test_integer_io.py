@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from graphopt.manager.context import Context
 from graphopt.manager.pipeline import parse
 from graphopt.manager.runner import run
 from graphopt.quantization.interface import KEY, read_codes
+from graphopt.target import TensorSpec
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 NET = """g (float[N, 3, 8, 8] x, int64[K] k) => (float[N, 5] y, int64[K] i) <float[8, 3, 3, 3] w, float[8, 5] v> {
@@ -110,5 +112,6 @@ def test_metadata_that_says_something_else_is_refused(tmp_path: Path) -> None:
     model = from_text(f"{HEAD}\n{NET}")
     model.metadata_props[KEY] = '{"x": 3}'
     write(model, tmp_path / "model.onnx")
+    runner = SimpleNamespace(inputs=(TensorSpec("x", "tensor(uint8)", None),), outputs=())
     with pytest.raises(GraphoptError, match=r"the model's metadata 'graphopt.codes' cannot be read"):
-        float_facing(tmp_path / "model.onnx", None)  # type: ignore[arg-type]
+        float_facing(tmp_path / "model.onnx", runner)  # type: ignore[arg-type]
