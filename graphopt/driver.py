@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
-from graphopt import paying, steering
+from graphopt import choosing, paying, steering
 from graphopt.artifact import Artifact
 from graphopt.calibrating import open_calibration
 from graphopt.checks import Check, Numbers, data_files
@@ -250,7 +250,7 @@ def compile(
 
     Args:
         source: path of an ONNX file, or an IR model (which is changed in place).
-        target: e.g. "cpu", "cuda", "onnxruntime{device=cuda}".
+        target: e.g. "cpu", "cuda", "tvm", "cpu{backend=auto}".
         output: folder to write; an older artifact there is replaced only when everything succeeded.
         options: see Options.
 
@@ -265,6 +265,8 @@ def compile(
         options = replace(options, keep_slow=False)
     chosen = make_target(target) if isinstance(target, str) else target
     out = Path(output)
+    if chosen.candidates():
+        return choosing.compile_fastest(compile, source, chosen, out, options)
     gating = Gating(options)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, artifacts.publish(out) as folder:
         job = _Job(source, chosen, options, Path(scratch))

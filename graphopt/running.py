@@ -77,6 +77,14 @@ def runnable(source: str | Path, target: str | None = None) -> Runnable:
     return Runnable(artifact.main, own, dict(artifact.manifest["settings"]), artifact.model)
 
 
+def runnables(source: str | Path, target: str | None = None) -> list[Runnable]:
+    """As `runnable`, but one for each candidate of a target that stands for several."""
+    if target is None or Path(source).is_dir():
+        return [runnable(source, target)]
+    texts = [texts[-1] for texts in make_target(target).candidates()] or [target]
+    return [runnable(source, text) for text in texts]
+
+
 def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0) -> dict[str, Any]:
     """The user's feeds, or legal ones made for the model at sizes that it accepts.
 

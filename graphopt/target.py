@@ -139,6 +139,13 @@ class Target(ABC):
         """The canonical text; registry.make_target reads it back."""
         return str(unbuild(self, self.name))
 
+    def candidates(self) -> tuple[tuple[str, ...], ...]:
+        """Where it stands for several targets: their texts. `compile` ships the fastest that verifies (choosing.py).
+
+        Of the alternatives inside one entry the first that compiles counts. Empty for a target of its own.
+        """
+        return ()
+
     def is_reference(self) -> bool:
         """True when it computes as the reference does: the same runtime on the same device."""
         return False

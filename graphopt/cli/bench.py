@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from graphopt.cli import common
 from graphopt.cli.common import emit, say
+
+if TYPE_CHECKING:
+    from graphopt.running import Runnable
 
 
 @click.command("bench")
@@ -36,11 +39,12 @@ def command(
 ) -> None:
     """Time MODELS (files or artifacts) against the first, interleaved; the A/A row shows the error of the method."""
     from graphopt.frontends.capture import capture
-    from graphopt.running import feeds_for, runnable
+    from graphopt.running import feeds_for, runnables
     from graphopt.timing import BenchPlan, bench
 
-    chosen = [runnable(model, target) for model in models]
-    by_path = {item.path: item for item in chosen}
+    chosen = [item for model in models for item in runnables(model, target)]
+    labels = _labels(chosen)
+    by_label = dict(zip(labels, chosen, strict=True))
     changes: dict[str, Any] = {"force_spinning_stop": True, **({"threads": threads} if threads else {})}
     captured, _ = capture(
         chosen[0].graph, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"])
@@ -52,12 +56,13 @@ def command(
             "graphopt: no --data, so the inputs are made up: "
             + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape"))
         )
-    for item in chosen[1:]:
-        _check_inputs(item, feeds)
+    for item in chosen:
+        if item.path != chosen[0].path:
+            _check_inputs(item, feeds)
     report = bench(
-        [item.path for item in chosen],
+        labels,
         feeds,
-        lambda path: by_path[path].open(**changes),
+        lambda label: by_label[label].open(**changes),
         BenchPlan(seconds=duration, warmup=warmup),
     )
     if as_json:
@@ -66,7 +71,18 @@ def command(
         print(report)
 
 
-def _check_inputs(item: Any, feeds: dict[str, Any]) -> None:
+def _labels(chosen: list[Runnable]) -> list[Path]:
+    """What rows are called: the path, with the target where one path is run for several."""
+    targets: dict[Path, set[str]] = {}
+    for item in chosen:
+        targets.setdefault(item.path, set()).add(str(item.target))
+    return [
+        item.path.with_name(f"{item.path.name} {item.target}") if len(targets[item.path]) > 1 else item.path
+        for item in chosen
+    ]
+
+
+def _check_inputs(item: Runnable, feeds: dict[str, Any]) -> None:
     from graphopt.errors import GraphoptError
     from graphopt.feedfiles import check_feeds
 

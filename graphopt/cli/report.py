@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def show(report: dict[str, Any], flags: dict[str, Any], title: str) -> None:
     say(f"  numerics {_verdict(report['numerics'])}")
     for line in _evaluation(report.get("evaluation", {})):
         say(f"  {line}")
+    for line in _candidates(report.get("candidates", ())):
+        say(f"  {line}")
     for note in report.get("notes", ()):
         if not (note.startswith(_NOT_RUN) and report["numerics"]["reason"].startswith(_NOT_RUN)):  # once is enough
             say(f"  note: {note}")
@@ -52,6 +54,14 @@ def _of_precision(name: str | None) -> set[str]:
     from graphopt.precision import PRECISIONS
 
     return {text.partition("{")[0] for text in PRECISIONS.get(name or "", ())}
+
+
+def _candidates(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line for each target that was tried."""
+    for row in rows:
+        mark = "shipped" if row["shipped"] else "refused" if "refused" in row else "slower"
+        what = f"{row['median_ms']:.3f} ms" if "median_ms" in row else row.get("refused", "no other one compiles")
+        yield f"{mark}: {row['target']}: {what}"
 
 
 def write_remarks(remarks: list[dict[str, Any]], path: Path | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -124,6 +124,8 @@ class Cpu(_OrtTarget):
         denormals_as_zero: flush denormal floats; not exact.
         precise_u8s8: avoid saturating int8 kernels on CPUs without VNNI.
         isa: what int8 weights are made for; `auto` is this machine. `avx2` and `avx512` are without VNNI.
+        backend: `auto` lets `compile` measure ONNX Runtime and TVM (with what it does not take left to ONNX Runtime) on
+            this machine, and ship the fastest that verifies; elsewhere it is ONNX Runtime.
     """
 
     name: ClassVar[str] = "cpu"
@@ -136,6 +138,20 @@ class Cpu(_OrtTarget):
     denormals_as_zero: bool = False
     precise_u8s8: bool = False
     isa: Isa = "auto"
+    backend: Literal["onnxruntime", "auto"] = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        if self.backend == "auto" and self.isa != "auto":
+            raise GraphoptError(f"target 'cpu': backend=auto measures on this machine, so isa={self.isa} is no choice")
+
+    def candidates(self) -> tuple[tuple[str, ...], ...]:
+        if self.backend != "auto":
+            return ()
+        threads = f"threads={self.threads}"
+        return (
+            (str(replace(self, backend="onnxruntime")),),
+            (f"tvm{{{threads}}}", f"tvm{{fallback=onnxruntime {threads}}}"),
+        )
 
     def _isa(self) -> Isa:
         # With the session key the kernels do not saturate, whatever the machine.
