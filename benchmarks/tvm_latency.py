@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,10 +81,10 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
 
 
-def timed(kinds: Mapping[str, tuple[str, Path]], threads: int, feeds: Path, seconds: float) -> dict[str, list[float]]:
+def timed(kinds: Mapping[str, tuple[Any, ...]], threads: int, feeds: Path, seconds: float) -> dict[str, list[float]]:
     """Blocks of runs that take turns, each worker in a process of its own."""
     with ExitStack() as stack:
-        workers = {key: Worker(kind, threads, file, feeds) for key, (kind, file) in kinds.items()}
+        workers = {key: Worker(kind, threads, file, feeds, *more) for key, (kind, file, *more) in kinds.items()}
         for worker in workers.values():
             stack.callback(worker.close)
         return race(workers, seconds)

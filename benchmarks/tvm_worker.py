@@ -1,10 +1,11 @@
-"""One runtime in a process of its own, timed in blocks on request; what tvm_layers and tvm_latency are made with.
+"""One runtime in a process of its own, timed in blocks on request; what the figures of the tvm target are made with.
 
-    python -m benchmarks.tvm_worker kernel|vm|ort|ort-kernel THREADS FILE FEEDS.npz
+    python -m benchmarks.tvm_worker kernel|vm|ort|ort-kernel|openvino|torch THREADS FILE FEEDS.npz
 
 Each line on stdin is a number of runs; the answer is a JSON list of their seconds. `kernel` calls the function `main`
 of a library with all arrays, `vm` a Relax virtual machine, `ort` a session; `ort-kernel` answers the time that ONNX
-Runtime's profile gives for the one Conv, Gemm or MatMul of a model, without the layout changes around it.
+Runtime's profile gives for the one Conv, Gemm or MatMul of a model, without the layout changes around it; `torch` is
+torch.compile on the module behind a built model of the zoo, whose name FILE is.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Run = Callable[[], object]
 class Worker:
     """A child process that times one runtime."""
 
-    def __init__(self, kind: str, threads: int, file: Path, feeds: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.tvm_worker", kind, str(threads), str(file), str(feeds)]
+    def __init__(self, kind: str, threads: int, file: Path, feeds: Path, python: str = sys.executable) -> None:
+        command = [python, "-m", "benchmarks.tvm_worker", kind, str(threads), str(file), str(feeds)]
         environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -108,6 +109,35 @@ def _ort(file: Path, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
     return lambda: session.run_with_iobinding(binding)
 
 
+def _openvino(file: Path, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
+    import openvino
+
+    # On CPUs with bfloat16 it would compute in that.
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    for name, value in feeds.items():
+        request.set_tensor(name, openvino.Tensor(value))
+    return lambda: request.infer()
+
+
+def _torch(name: str, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
+    import torch
+    import torch._inductor.config
+
+    from graphopt.models.build import torch_module
+
+    torch.set_num_threads(threads)
+    torch._inductor.config.freezing = True  # weights are constants, as for everyone else here
+    compiled: Any = torch.compile(torch_module(name)[0])
+    inputs = [torch.from_numpy(value) for value in feeds.values()]
+
+    def run() -> object:
+        with torch.no_grad():
+            return compiled(*inputs)
+
+    return run
+
+
 def _profiled(file: Path, threads: int, feeds: Mapping[str, np.ndarray], runs: int) -> list[float]:
     session = _session(file, threads, file.with_suffix(""))
     for _ in range(WARM + runs):
@@ -131,9 +161,14 @@ def main() -> None:
     kind, threads, file, feeds_file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     with np.load(feeds_file) as stored:
         feeds = {name: stored[name] for name in stored.files}
-    run: Run | None = None
-    if kind != "ort-kernel":
-        run = {"kernel": _kernel, "vm": _vm}[kind](file, feeds) if kind != "ort" else _ort(file, threads, feeds)
+    openers: dict[str, Callable[[], Run]] = {
+        "kernel": lambda: _kernel(file, feeds),
+        "vm": lambda: _vm(file, feeds),
+        "ort": lambda: _ort(file, threads, feeds),
+        "openvino": lambda: _openvino(file, threads, feeds),
+        "torch": lambda: _torch(sys.argv[3], threads, feeds),
+    }
+    run = None if kind == "ort-kernel" else openers[kind]()
     for line in sys.stdin:
         runs = int(line)
         if run is None:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from graphopt.errors import MissingDependency
+from graphopt.errors import GraphoptError, MissingDependency
 from graphopt.models.cache import cache_root, place
 from graphopt.models.registry import ModelInfo, find
 
@@ -55,15 +55,33 @@ def build(info: ModelInfo, cache_dir: str | os.PathLike[str] | None = None) -> P
     target = location(info, cache_dir)
     if target.exists():
         return target
+    recipe = _recipe(info, cache_dir)
+    return place(target, lambda made: _export(recipe, made))
+
+
+def torch_module(name: str, cache_dir: str | os.PathLike[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    """The torch module that a built model is exported from, and its example inputs by name.
+
+    Raises:
+        MissingDependency: torch or transformers is missing.
+        GraphoptError: no such built model, or real weights cannot be fetched.
+    """
+    info = find(name)
+    if name not in _RECIPES:
+        raise GraphoptError(f"model {name!r} is fetched, not built from a torch module")
+    recipe = _recipe(info, cache_dir)
+    return recipe.module.eval(), recipe.inputs
+
+
+def _recipe(info: ModelInfo, cache_dir: str | os.PathLike[str] | None) -> _Recipe:
     try:
         torch = importlib.import_module("torch")
         importlib.import_module("onnxscript")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            recipe = _RECIPES[info.name](cache_dir)
+            return _RECIPES[info.name](cache_dir)
     except ModuleNotFoundError as error:
         raise MissingDependency(f"building {info.name}", "torch") from error
-    return place(target, lambda made: _export(recipe, made))
 
 
 def _version(info: ModelInfo, package: str) -> str:
