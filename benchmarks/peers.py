@@ -1,6 +1,6 @@
 """The graph optimizers that graphopt is compared with, each in an environment of its own, and how all tools are run.
 
-    python -m benchmarks.peers        makes the environments (once), in $GRAPHOPT_PEERS or the cache folder
+python -m benchmarks.peers        makes the environments (once), in $GRAPHOPT_PEERS or the cache folder
 """
 
 from __future__ import annotations

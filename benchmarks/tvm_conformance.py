@@ -1,4 +1,4 @@
-"""Figure: the official ONNX node cases compiled by TVM, without passes and schedules: is each rule of lowering right?
+"""Figure: the official ONNX node cases compiled by TVM, without passes: is each rule of lowering and scheduling right?
 
     python -m benchmarks.tvm_conformance [--every N]
 
@@ -12,13 +12,12 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.conformance_cases import Case, collect
 from benchmarks.figure import Figure, Table, arguments, say
+from benchmarks.isolated import isolated
 
 # Bar: of the cases that TVM takes, this part gives what is expected, and none crashes.
 MIN_PASSED = 0.99
@@ -43,7 +42,7 @@ def main() -> int:
     figure = Figure(
         name="tvm-conformance",
         title="The ONNX node cases compiled by TVM",
-        text="Every official node case through the lowering alone: no passes, no schedules, expected outputs at the "
+        text="Every official node case through lowering and schedules, without passes; expected outputs at the "
         "tolerance that each case names.",
         bars=(f"at least {MIN_PASSED:.0%} of the cases that TVM takes pass", "none crashes"),
     )
@@ -69,16 +68,10 @@ def measure(every: int) -> Iterator[Outcome]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = collect()[::every]
-    pool = ProcessPoolExecutor(1)
-    for number, case in enumerate(cases):
-        try:
-            yield pool.submit(run, case).result()
-        except BrokenProcessPool:
-            yield Outcome(case.name, "crashed")
-            pool = ProcessPoolExecutor(1)
+    for number, (case, outcome) in enumerate(isolated(run, cases)):
+        yield outcome or Outcome(case.name, "crashed")
         if number % 100 == 0:
             say(f"{number} of {len(cases)} cases")
-    pool.shutdown()
 
 
 def run(case: Case) -> Outcome:
@@ -111,7 +104,7 @@ def run(case: Case) -> Outcome:
 def _compare(case: Case, model: object) -> Outcome:
     import numpy as np
 
-    from graphopt.targets.tvm.build import build, stock
+    from graphopt.targets.tvm.build import build, scheduled
     from graphopt.targets.tvm.library import Library
     from graphopt.targets.tvm.lowering.graph import lower
     from graphopt.targets.tvm.machine import host
@@ -119,7 +112,7 @@ def _compare(case: Case, model: object) -> Outcome:
     machine = host(1)
     assert machine is not None, "this CPU has none of the instruction sets"
     with tempfile.TemporaryDirectory() as folder:
-        build(lower(model), machine, Path(folder) / "model.so", stock)  # type: ignore[arg-type]
+        build(lower(model), machine, Path(folder) / "model.so", scheduled)  # type: ignore[arg-type]
         results = Library(Path(folder) / "model.so").run([np.asarray(value) for value in case.inputs])
     for got, expected in zip(results, case.outputs, strict=True):
         assert got.dtype == expected.dtype and got.shape == expected.shape, f"{got.dtype}{list(got.shape)}"

@@ -261,7 +261,7 @@ class Subject:
         for index, results in zip(chosen, got, strict=True):
             names = [item.name for item in self.proto.graph.output]
             for position, (want, have) in enumerate(zip(self.reference[index], results, strict=True)):
-                problem = self._differ(index, position, want, have, exact)
+                problem = self.difference(index, position, want, have, exact)
                 if problem and self._unsteady():
                     return None
                 if problem:
@@ -298,11 +298,12 @@ class Subject:
                         return True
         return False
 
-    def _differ(self, index: int, position: int, want: Any, have: Any, exact: bool) -> str | None:
+    def difference(self, index: int, position: int, want: Any, have: Any, exact: bool = False) -> str | None:
+        """What is wrong with an output at one of the sets of feeds; None where it is right."""
         if isinstance(want, list):
             if len(want) != len(have):
                 return f"{len(have)} items, not {len(want)}"
-            found = (self._differ(index, position, a, b, exact) for a, b in zip(want, have, strict=True))
+            found = (self.difference(index, position, a, b, exact) for a, b in zip(want, have, strict=True))
             return next((text for text in found if text), None)
         want, have = np.asarray(want), np.asarray(have)
         if (

@@ -37,8 +37,17 @@ FAMILIES = {
         two = Constant<value_float=2.0>() m = Pow(x, two) n = Mean(x, y) }""",
     "casts": """(float[6] x, bool[6] t) => (int32[6] a, bool[6] b, float[6] c, int64[6] d, double[6] e, bool[6] f) {
         a = Cast<to=6>(x) b = Cast<to=9>(x) c = Cast<to=1>(t) d = Cast<to=7>(t) e = Cast<to=11>(x) f = Not(t) }""",
-    "clips": """(float[5] x, float low) => (float[5] a, float[5] b) {
-        one = Constant<value_float=0.5>() a = Clip(x, low, one) b = Clip(x, , one) }""",
+    "clips": """(float[5] x, float low) => (float[5] a, float[5] b, float[5] c, float[5] d) {
+        one = Constant<value_float=0.5>() a = Clip(x, low, one) b = Clip(x, , one) two = Constant<value_float=2.0>()
+        c = Clip(x, two, one) d = Clip(x, two, low) }""",
+    "division by zero": """(float[5] x, float[5] one) => (float[5] a, float[5] b) {
+        zero = Constant<value_float=0.0>() a = Div(x, zero) less = Constant<value_float=-0.0>() b = Div(x, less) }""",
+    "bool in arithmetic": """(float[2,3,4,3] x) => (float[2,3,4,3] a, float[2,3,4,3] c) {
+        b = Cast<to=9>(x) a = Cast<to=1>(b) s = Sigmoid(a) c = Mul(a, s) }""",
+    "einsum of one": """(float[3,4] x, float[1] y) => (float[3] a, float[4,3] b) {
+        a = Einsum<equation="ij,j->i">(x, y) b = Einsum<equation="ij,j->ji">(x, y) }""",
+    "an axis twice": """(float[2,3,4] x) => (float[2,1,4] a) {
+        axes = Constant<value_ints=[1, -2]>() a = ReduceMean(x, axes) }""",
     "matmul": """(float[2,3,4] x, float[4,5] w, float[4] v, float[3,5] z) => (float[2,3,5] a, float[2,3] b, float[5] c,
         float[3,3] d) { a = MatMul(x, w) b = MatMul(x, v) c = MatMul(v, w)
         d = Gemm<alpha=0.5, beta=2.0, transB=1>(z, z) }""",

@@ -168,6 +168,8 @@ class Lowering:
             return expr
         if dtype == "bool":
             return self.op.not_equal(expr, self.const(0, have))
+        if have == "bool" and dtype.startswith("float"):  # TVM cannot build comparisons of vectors cast from bool
+            return self.op.where(expr, self.const(1, dtype), self.const(0, dtype))
         return self.op.astype(expr, dtype)
 
     def widened(self, expr: Expr, dtype: str) -> Expr:

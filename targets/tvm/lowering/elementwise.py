@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from graphopt.targets.tvm.lowering.table import ALL, FLOATS, INTS, NUMBERS, lowers
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from graphopt.targets.tvm.lowering.context import Lowering
     from graphopt.targets.tvm.lowering.view import View
 
@@ -38,9 +40,20 @@ def unary(c: Lowering, n: View) -> Expr:
     return getattr(c.op, _UNARY_NUMBER[n.op])(c.input(n, 0))
 
 
-@lowers(*_BINARY, dtypes=NUMBERS)
+def _binary_check(n: View) -> str | None:
+    divisor = n.const(1) if n.op == "Div" else None
+    if divisor is None or divisor.all() or divisor.dtype.kind == "f":
+        return None
+    return "Div of integers by zero has no result"
+
+
+@lowers(*_BINARY, dtypes=NUMBERS, check=_binary_check)
 def binary(c: Lowering, n: View) -> Expr:
-    return getattr(c.op, _BINARY[n.op])(*c.operands(n, 0, 1))
+    a, b = c.operands(n, 0, 1)
+    divisor = n.const(1) if n.op == "Div" else None
+    if divisor is not None and divisor.size == 1 and not divisor.any():  # TVM refuses to build x / 0
+        return c.op.multiply(a, c.const(divisor + math.copysign(math.inf, divisor.item()), n.dtype(0)))
+    return getattr(c.op, _BINARY[n.op])(a, b)
 
 
 @lowers(*_COMPARE, dtypes=ALL)
@@ -212,16 +225,21 @@ def is_inf(c: Lowering, n: View) -> Expr:
 
 @lowers("Clip", dtypes=NUMBERS)
 def clip(c: Lowering, n: View) -> Expr:
-    out, fixed = c.input(n, 0), {}
+    out = c.input(n, 0)
+    # The lower bound first: where it is above the upper one, ONNX gives the upper one.
     for index, name, beyond in ((1, "min", c.op.less), (2, "max", c.op.greater)):
-        if name in n.node.attributes:  # opset 6
-            fixed[name] = n.attr(name)
-        elif n.const(index) is not None:
-            fixed[name] = n.const(index).reshape(()).item()  # type: ignore[union-attr]
+        fixed = n.attr(name) if name in n.node.attributes else _number(n.const(index))  # attributes: opset 6
+        if fixed is not None:
+            low, high = (fixed, None) if name == "min" else (None, fixed)
+            out = c.emit(clipped(c, out, low, high, n.dtype(0)))
         elif n.has(index):
             bound = c.input(n, index)
             out = c.emit(c.op.where(beyond(out, bound), bound, out))
-    return clipped(c, out, fixed.get("min"), fixed.get("max"), n.dtype(0)) if fixed else out
+    return out
+
+
+def _number(value: np.ndarray | None) -> float | None:
+    return None if value is None else value.reshape(()).item()
 
 
 def clipped(c: Lowering, x: Expr, low: float | None, high: float | None, dtype: str) -> Expr:

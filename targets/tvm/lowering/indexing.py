@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphopt.targets.tvm.lowering.table import ALL, FLOATS, NUMBERS, lowers
@@ -147,4 +148,18 @@ def reverse_sequence(c: Lowering, n: View) -> Expr:
 @lowers("Einsum", dtypes=FLOATS)
 def einsum(c: Lowering, n: View) -> Expr:
     operands = [c.input(n, index) for index in range(len(n.node.inputs))]
-    return c.op.einsum(c.relax.Tuple(operands), n.attr("equation").replace(" ", ""))
+    inputs, arrow, output = n.attr("equation").replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if arrow and "." not in inputs:
+        # One letter may be 1 in one term and more in another: there it is no index.
+        dims = [dict(zip(term, n.dims(index) or (), strict=True)) for index, term in enumerate(terms)]
+        for index, term in enumerate(terms):
+            alone = [at for at, letter in enumerate(term) if dims[index][letter] == 1 and _is_larger(letter, dims)]
+            if alone:
+                operands[index] = c.emit(c.op.squeeze(operands[index], alone))
+                terms[index] = "".join(letter for at, letter in enumerate(term) if at not in alone)
+    return c.op.einsum(c.relax.Tuple(operands), ",".join(terms) + arrow + output)
+
+
+def _is_larger(letter: str, dims: Sequence[Mapping[str, Any]]) -> bool:
+    return any(found.get(letter, 1) != 1 for found in dims)

@@ -27,7 +27,7 @@ def axes_of(n: View) -> list[int] | None:
     given = n.ints(1, "axes") if n.has(1) or "axes" in n.node.attributes else None
     if not given:
         return None if n.attr("noop_with_empty_axes", 0) else list(range(n.rank(0)))
-    return sorted(axis + n.rank(0) if axis < 0 else axis for axis in given)
+    return sorted({axis % n.rank(0) for axis in given})  # some models name an axis twice
 
 
 @lowers(*_PLAIN, dtypes=NUMBERS, check=_axes_check)
