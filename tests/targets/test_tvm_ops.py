@@ -44,6 +44,9 @@ FAMILIES = {
         zero = Constant<value_float=0.0>() a = Div(x, zero) less = Constant<value_float=-0.0>() b = Div(x, less) }""",
     "bool in arithmetic": """(float[2,3,4,3] x) => (float[2,3,4,3] a, float[2,3,4,3] c) {
         b = Cast<to=9>(x) a = Cast<to=1>(b) s = Sigmoid(a) c = Mul(a, s) }""",
+    "hyperbolic": """(float[9] x) => (float[9] a, float[9] b, float[9] c) {
+        a = Sinh(x) b = Cosh(x) big = Constant<value_float=30.0>() y = Mul(x, big)
+        c = Sinh(y) }""",
     "einsum of one": """(float[3,4] x, float[1] y) => (float[3] a, float[4,3] b) {
         a = Einsum<equation="ij,j->i">(x, y) b = Einsum<equation="ij,j->ji">(x, y) }""",
     "an axis twice": """(float[2,3,4] x) => (float[2,1,4] a) {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _UNARY_FLOAT = {
     "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Floor": "floor", "Ceil": "ceil", "Sin": "sin", "Cos": "cos",
-    "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh",
+    "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Tanh": "tanh",
     "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh", "Erf": "erf", "Sigmoid": "sigmoid", "IsNaN": "isnan",
 }  # fmt: skip
 _UNARY_NUMBER = {"Abs": "abs", "Neg": "negative", "Sign": "sign"}
@@ -33,6 +33,24 @@ _BITS = {"BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "
 @lowers(*_UNARY_FLOAT, dtypes=FLOATS)
 def unary_float(c: Lowering, n: View) -> Expr:
     return getattr(c.op, _UNARY_FLOAT[n.op])(c.input(n, 0))
+
+
+@lowers("Sinh", "Cosh", dtypes=FLOATS)
+def hyperbolic(c: Lowering, n: View) -> Expr:
+    """Halves of exponentials, of which LLVM has no functions; near 0, where those of sinh cancel, its Taylor series."""
+    dtype = n.dtype(0)
+    x = c.emit(c.widened(c.input(n, 0), dtype))
+    wide = c.dtype_of(x)
+    size, half = c.emit(c.op.abs(x)), c.const(math.log(2), wide)  # exp(|x|) / 2 overflows later than exp(|x|)
+    up, down = (c.op.exp(c.op.subtract(side, half)) for side in (size, c.op.negative(size)))
+    if n.op == "Cosh":
+        return c.cast(c.op.add(up, down), dtype)
+    square, series = c.emit(c.op.multiply(x, x)), c.const(1, wide)
+    for order in (9, 8, 7, 6, 5, 4, 3, 2, 1):
+        term = c.op.divide(square, c.const(2 * order * (2 * order + 1), wide))
+        series = c.emit(c.op.add(c.const(1, wide), c.op.multiply(term, series)))
+    large = c.op.multiply(c.op.sign(x), c.op.subtract(up, down))
+    return c.cast(c.op.where(c.op.less(size, c.const(1, wide)), c.op.multiply(x, series), large), dtype)
 
 
 @lowers(*_UNARY_NUMBER, dtypes=NUMBERS)
