@@ -49,6 +49,7 @@ FAMILIES = {
         c = Sinh(y) }""",
     "einsum of one": """(float[3,4] x, float[1] y) => (float[3] a, float[4,3] b) {
         a = Einsum<equation="ij,j->i">(x, y) b = Einsum<equation="ij,j->ji">(x, y) }""",
+    "a square": """(float[4,4] x) => (float[4,4] b) { a = MatMul(x, x) b = Sigmoid(a) }""",
     "an axis twice": """(float[2,3,4] x) => (float[2,1,4] a) {
         axes = Constant<value_ints=[1, -2]>() a = ReduceMean(x, axes) }""",
     "matmul": """(float[2,3,4] x, float[4,5] w, float[4] v, float[3,5] z) => (float[2,3,5] a, float[2,3] b, float[5] c,

@@ -145,19 +145,35 @@ def reverse_sequence(c: Lowering, n: View) -> Expr:
     return c.te(compute, c.input(n, 0), c.input(n, 1), name="reverse_sequence")
 
 
-@lowers("Einsum", dtypes=FLOATS)
+def _letters(n: View) -> list[dict[str, Any]] | None:
+    """The dim of each letter, by operand; None where the equation does not say them all."""
+    inputs, arrow, _ = n.attr("equation").replace(" ", "").partition("->")
+    if not arrow or "." in inputs:
+        return None
+    return [dict(zip(term, n.dims(index) or (), strict=True)) for index, term in enumerate(inputs.split(","))]
+
+
+def _einsum_check(n: View) -> str | None:
+    for letters in (dims := _letters(n) or []):
+        for letter, size in letters.items():
+            other = next((found[letter] for found in dims if found.get(letter, 1) not in (1, size)), None)
+            if other is not None and size != 1:
+                return f"Einsum whose sizes {size} and {other} of {letter!r} are not known to be equal has no lowering"
+    return None
+
+
+@lowers("Einsum", dtypes=FLOATS, check=_einsum_check)
 def einsum(c: Lowering, n: View) -> Expr:
     operands = [c.input(n, index) for index in range(len(n.node.inputs))]
     inputs, arrow, output = n.attr("equation").replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if arrow and "." not in inputs:
-        # One letter may be 1 in one term and more in another: there it is no index.
-        dims = [dict(zip(term, n.dims(index) or (), strict=True)) for index, term in enumerate(terms)]
-        for index, term in enumerate(terms):
-            alone = [at for at, letter in enumerate(term) if dims[index][letter] == 1 and _is_larger(letter, dims)]
-            if alone:
-                operands[index] = c.emit(c.op.squeeze(operands[index], alone))
-                terms[index] = "".join(letter for at, letter in enumerate(term) if at not in alone)
+    terms, dims = inputs.split(","), _letters(n) or []
+    # One letter may be 1 in one term and more in another: there it is no index.
+    for index, letters in enumerate(dims):
+        term = terms[index]
+        alone = [at for at, letter in enumerate(term) if letters[letter] == 1 and _is_larger(letter, dims)]
+        if alone:
+            operands[index] = c.emit(c.op.squeeze(operands[index], alone))
+            terms[index] = "".join(letter for at, letter in enumerate(term) if at not in alone)
     return c.op.einsum(c.relax.Tuple(operands), ",".join(terms) + arrow + output)
 
 

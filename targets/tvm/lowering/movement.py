@@ -26,7 +26,21 @@ def transpose(c: Lowering, n: View) -> Expr:
 
 @lowers("Expand", dtypes=ALL)
 def expand(c: Lowering, n: View) -> Expr:
-    return c.op.broadcast_to(c.input(n, 0), c.relax.ShapeExpr(c.out_shape(n)))
+    own, out = n.dims(0) or (), n.out_dims() or ()
+    first = len(out) - len(own)
+    if all(dim in (1, out[first + axis]) for axis, dim in enumerate(own)):
+        return c.op.broadcast_to(c.input(n, 0), c.relax.ShapeExpr(c.out_shape(n)))
+
+    def compute(x: Any, shape: Any) -> Any:
+        """Which dims are 1 is known at run time only."""
+
+        def at(*i: Any) -> Any:
+            own = zip(i[first:], x.shape, strict=True)
+            return x(*(c.tirx.Select(dim == 1, c.tirx.const(0, "int64"), index) for index, dim in own))
+
+        return c.te_lang.compute(tuple(shape), at, name="expand")
+
+    return c.te(compute, c.input(n, 0), name="expand", shape=c.out_shape(n))
 
 
 @lowers("Concat", dtypes=ALL)

@@ -87,7 +87,7 @@ def define(x: Any, y: Any) -> Any:
 
 def schedule(fused: Fused, machine: Machine) -> Stmt:
     """The loop nest of a product and its epilogue."""
-    x, w = fused.reads
+    x, w = fused.reads if len(fused.reads) == 2 else (fused.reads[0], fused.reads[0])  # a product with itself
     shared = bool(int(fused.attributes[_PACKED]))
     g = geometry(shape_of(x), shape_of(fused.result)[-1], shared)
     p = problem(g)
