@@ -55,30 +55,10 @@ def scheduled(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str
     """Scheduled by targets/tvm/cpu; where that does not take the module, `stock`, with the reason."""
     from graphopt.targets.tvm.cpu import optimize
 
-    reason = "dynamic dims are not scheduled" if _has_dynamic_dims(module) else ""
-    if not reason:
-        try:
-            return optimize(module, machine), None
-        except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
-            reason = first_line(error)
-    return stock(module, machine)[0], reason
-
-
-def _has_dynamic_dims(module: tvm.IRModule) -> bool:
-    """Whether a size is no number. Generic nests over such sizes are right, but LLVM takes minutes for some models."""
-    from tvm import relax, tirx
-
-    found: list[Any] = []
-
-    def visit(expr: Any) -> None:
-        shape = getattr(getattr(expr, "ty", None), "shape", None)
-        if isinstance(shape, relax.ShapeExpr):
-            found.extend(dim for dim in shape if not isinstance(dim, tirx.IntImm))
-
-    for _, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
-    return bool(found)
+    try:
+        return optimize(module, machine), None
+    except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
+        return stock(module, machine)[0], first_line(error)
 
 
 def stock(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:

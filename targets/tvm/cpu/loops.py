@@ -51,6 +51,14 @@ def split_range(
     return block(*parts, when(high > full, rest()))
 
 
+def named(value: Expr, body: Callable[[Expr], Stmt], name: str) -> Stmt:
+    """`name = value`, then the body: what is computed once is written once; numbers and variables are as they are."""
+    if isinstance(value, int | tirx.IntImm | tvm.ir.Var):
+        return body(value)
+    var = tirx.Var(name, str(value.ty.dtype))
+    return block(tirx.Bind(var, value), body(var))
+
+
 def parallel(extent: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """A loop whose iterations are divided among the threads in equal runs."""
     return loop(extent, body, "task", ForKind.PARALLEL)

@@ -130,12 +130,29 @@ class _Rows:
 
     def _one(self, row: Expr, extents: Sequence[Expr], part: tuple[Expr, int]) -> Stmt:
         """All blocks of one row."""
-        indices: list[Expr] = []
-        for extent in reversed(extents):
-            indices.insert(0, 0 if loops.is_one(extent) else row % extent)
-            row = row if loops.is_one(extent) else row // extent
-        body = loops.block(*(self._block(block, indices, part) for block in self.blocks))
-        return loops.allocate(list(self.temporaries.values()), body)
+
+        def unfold(left: Sequence[Expr], row: Expr, indices: list[Expr]) -> Stmt:
+            """The row's index on each axis, from the last to the first."""
+            if not left:
+                body = loops.block(*(self._block(block, indices, part) for block in self.blocks))
+                return loops.allocate(list(self.temporaries.values()), body)
+            *left, extent = left
+            if loops.is_one(extent):
+                return unfold(left, row, [0, *indices])
+            if all(map(loops.is_one, left)):
+                return unfold(left, 0, [row, *indices])
+            if isinstance(extent, int):
+                return unfold(left, row // extent, [row % extent, *indices])
+            # With dynamic extents LLVM takes minutes for expressions that say the same division again and again.
+            return loops.named(
+                row // extent,
+                lambda up: loops.named(row - up * extent, lambda at: unfold(left, up, [at, *indices]), "at"),
+                "up",
+            )
+
+        if all(isinstance(extent, int) for extent in extents):
+            return unfold(extents, row, [])
+        return loops.named(row, lambda row: unfold(extents, row, []), "row")
 
     def _block(self, block: Block, leading: Sequence[Expr], part: tuple[Expr, int]) -> Stmt:
         rest = block.spatial[self.shared :]
