@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def compiled(places: Sequence[Any], out: Any, arrays: Sequence[np.ndarray], isa:
 
     machine = of(isa, threads)
     function = schedule_function(te.create_prim_func([*places, out]), machine)
-    result = tvm.runtime.tensor(np.full([int(dim) for dim in out.shape], np.nan, "float32"))
+    unset = np.nan if str(out.dtype).startswith("float") else 77
+    result = tvm.runtime.tensor(np.full([int(dim) for dim in out.shape], unset, str(out.dtype)))
     tvm.tirx.build(function, target=machine.target())["main"](*map(tvm.runtime.tensor, arrays), result)
     return result.numpy()
 
@@ -69,3 +71,33 @@ def check(build: Build, shape: Sequence[int]) -> Any:
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(run(optimized, x, machine.target()), expected, rtol=0, atol=3e-5 * scale)
     return optimized
+
+
+def convolve(x: np.ndarray, w: np.ndarray, window: Any) -> np.ndarray:
+    """NHWC input, OIHW weights, in double precision."""
+    top, left, bottom, right = window.padding
+    x = np.pad(x.astype("float64"), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    channels, inputs, kh, kw = w.shape
+    rows = (x.shape[1] - (kh - 1) * window.dilations[0] - 1) // window.strides[0] + 1
+    cols = (x.shape[2] - (kw - 1) * window.dilations[1] - 1) // window.strides[1] + 1
+    out = np.zeros((x.shape[0], rows, cols, channels))
+    per_group = channels // window.groups
+    for r in range(kh):
+        for s in range(kw):
+            top, left = r * window.dilations[0], s * window.dilations[1]
+            part = x[:, top : top + rows * window.strides[0] : window.strides[0]]
+            part = part[:, :rows, left : left + cols * window.strides[1] : window.strides[1]][:, :, :cols]
+            for g in range(window.groups):
+                channel = slice(g * per_group, (g + 1) * per_group)
+                out[..., channel] += part[..., g * inputs : (g + 1) * inputs] @ w[channel, :, r, s].T
+    return out
+
+
+def random_window(rng: random.Random, kernel: tuple[int, int], groups: int) -> Any:
+    from graphopt.targets.tvm.cpu.rules.conv2d import Window
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return rng.randint(low, high), rng.randint(low, high)
+
+    padding = (rng.randrange(kernel[0]), rng.randrange(kernel[1]), rng.randrange(kernel[0]), rng.randrange(kernel[1]))
+    return Window(pair(1, 3), pair(1, 2), padding, groups)

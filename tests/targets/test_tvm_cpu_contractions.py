@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
-
 import numpy as np
 import pytest
 
 pytest.importorskip("tvm")
 pytestmark = pytest.mark.tvm
 
-from tvm_kernels import ISAS, compiled  # noqa: E402
+from tvm_kernels import ISAS, compiled, convolve, random_window  # noqa: E402
 
 from graphopt.targets.tvm.machine import Isa, host_isa, of  # noqa: E402
 
@@ -22,36 +20,6 @@ RELATIVE = 2e-5
 def check(ours: np.ndarray, expected: np.ndarray) -> None:
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, rtol=0, atol=RELATIVE * max(1.0, float(np.abs(expected).max())))
-
-
-def convolve(x: np.ndarray, w: np.ndarray, window: Any) -> np.ndarray:
-    """NHWC input, OIHW weights, in double precision."""
-    top, left, bottom, right = window.padding
-    x = np.pad(x.astype("float64"), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    channels, inputs, kh, kw = w.shape
-    rows = (x.shape[1] - (kh - 1) * window.dilations[0] - 1) // window.strides[0] + 1
-    cols = (x.shape[2] - (kw - 1) * window.dilations[1] - 1) // window.strides[1] + 1
-    out = np.zeros((x.shape[0], rows, cols, channels))
-    per_group = channels // window.groups
-    for r in range(kh):
-        for s in range(kw):
-            top, left = r * window.dilations[0], s * window.dilations[1]
-            part = x[:, top : top + rows * window.strides[0] : window.strides[0]]
-            part = part[:, :rows, left : left + cols * window.strides[1] : window.strides[1]][:, :, :cols]
-            for g in range(window.groups):
-                channel = slice(g * per_group, (g + 1) * per_group)
-                out[..., channel] += part[..., g * inputs : (g + 1) * inputs] @ w[channel, :, r, s].T
-    return out
-
-
-def random_window(rng: random.Random, kernel: tuple[int, int], groups: int) -> Any:
-    from graphopt.targets.tvm.cpu.rules.conv2d import Window
-
-    def pair(low: int, high: int) -> tuple[int, int]:
-        return rng.randint(low, high), rng.randint(low, high)
-
-    padding = (rng.randrange(kernel[0]), rng.randrange(kernel[1]), rng.randrange(kernel[0]), rng.randrange(kernel[1]))
-    return Window(pair(1, 3), pair(1, 2), padding, groups)
 
 
 @pytest.mark.parametrize("isa", ISAS)

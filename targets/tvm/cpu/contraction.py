@@ -4,12 +4,12 @@
         copy the block's input rows into padded scratch, if `staged`
         for channel block in chunk:
             for row tile in block, for column tile:
-                accumulators = 0                                    rows x cols x vectors registers
+                accumulators = start                                rows x cols x vectors registers
                 for kernel row, kernel column, input channel:
                     accumulators += broadcast(input) * packed weights
                 out = epilogue(accumulators)
 
-Inputs are channels-last. Not here: tile sizes (tiling.py) and what each operator passes in (rules/).
+A word is one float, or several 8-bit codes of neighbouring channels (dots.py). Inputs are channels-last. Not here: tile sizes (tiling.py) and what each operator passes in (rules/).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from graphopt.targets.tvm.cpu.dots import FLOAT, Dot
 from graphopt.targets.tvm.cpu.loops import (
     Buffer,
     Expr,
@@ -27,7 +28,6 @@ from graphopt.targets.tvm.cpu.loops import (
     between,
     block,
     both,
-    fma,
     load,
     loop,
     number,
@@ -55,7 +55,7 @@ class Geometry:
     `batch`, `rows` and `height` may be expressions where nothing is staged.
 
     Attributes:
-        channels, inputs: output and input channels of one group.
+        channels, inputs: output channels, and words of input channels, of one group.
         height, width: input rows and columns.
         kernel, strides, dilations: each (vertical, horizontal).
         before: padding above and to the left.
@@ -91,12 +91,12 @@ class Operands(Protocol):
     """Where a contraction's elements lie."""
 
     def read(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int) -> Expr:
-        """Input elements along the channels (of all groups)."""
+        """Input words along the channels (of all groups)."""
 
     def weight(
         self, n: Expr, group: Expr, channel_block: Expr, tap: tuple[Expr, Expr, Expr], at: int, lanes: int
     ) -> Expr:
-        """Weights of `lanes` output channels from `at` on in a channel block, for a tap (row, column, channel)."""
+        """Weights of `lanes` output channels from `at` on in a channel block, for a tap (row, column, word)."""
 
     def finish(self, n: Expr, row: Expr, col: Expr, channel: Expr, lanes: int, accumulator: Buffer) -> Stmt:
         """Store `lanes` results; `channel` counts over all groups."""
@@ -120,6 +120,9 @@ class Contraction:
         staged: copy input rows into padded scratch.
         nested: the nest is part of a task, so its outer loop is not parallel.
         exact: weights end with the channels, so the last vector may not read past them.
+        dot: what one step multiplies.
+        padding: the word outside of the input.
+        start: what the sums of a channel block start with, (group, block, offset, lanes); None is 0.
     """
 
     geometry: Geometry
@@ -130,7 +133,9 @@ class Contraction:
     staged: bool
     nested: bool = False
     exact: bool = False
-    dtype: str = "float32"
+    dot: Dot = FLOAT
+    padding: int = 0
+    start: Callable[[Expr, Expr, int, int], Expr] | None = None
 
     def nest(self) -> Stmt:
         row_tiles = (self.geometry.rows + self.tile.rows - 1) // self.tile.rows
@@ -214,20 +219,20 @@ class Contraction:
         g = self.geometry
         positions = [(i, j) for i in range(rows) for j in range(cols)]
         registers = {
-            (i, j, vector): register(f"acc_{i}_{j}_{vector.at}", vector.lanes, self.dtype)
+            (i, j, vector): register(f"acc_{i}_{j}_{vector.at}", vector.lanes, self.dot.word)
             for i, j in positions
             for vector in vectors
         }
         clear = [
-            store(acc, number(0, self.dtype, vector.lanes), 0, lanes=vector.lanes)
+            store(acc, self._first(at, vector), 0, lanes=vector.lanes)
             for (_, _, vector), acc in registers.items()
         ]
 
         def taps(kh: Expr, kw: Expr, ic: Expr) -> list[Stmt]:
             return [
-                fma(
+                self._step(
                     registers[i, j, vector],
-                    splat(source.at(at, i, col + j, (kh, kw), at.group * g.inputs + ic), vector.lanes),
+                    source.at(at, i, col + j, (kh, kw), at.group * g.inputs + ic),
                     self.operands.weight(at.n, at.group, at.channel_block, (kh, kw, ic), vector.at, vector.lanes),
                     vector.lanes,
                 )
@@ -248,6 +253,15 @@ class Contraction:
         ]
         return allocate(list(registers.values()), block(*clear, accumulate, *finish))
 
+    def _first(self, at: _Place, vector: Vector) -> Expr:
+        if self.start is None:
+            return number(0, self.dot.word, vector.lanes)
+        return self.start(at.group, at.channel_block, vector.at, vector.lanes)
+
+    def _step(self, acc: Buffer, word: Expr, weights: Expr, lanes: int) -> Stmt:
+        total = self.dot.add(load(acc, 0, lanes=lanes), splat(word, lanes), weights, lanes)
+        return store(acc, total, 0, lanes=lanes)
+
     def _vectors(self, channels: int) -> Iterable[Vector]:
         """Full vectors, then the remainder: one padded vector, or exact powers of two where weights are not padded."""
         at = 0
@@ -256,7 +270,8 @@ class Contraction:
             at += self.lanes
         while at < channels:
             left = channels - at
-            lanes = 1 << (left.bit_length() - 1) if self.exact else min(self.lanes, 1 << (left - 1).bit_length())
+            padded = max(self.dot.least, 1 << (left - 1).bit_length())
+            lanes = 1 << (left.bit_length() - 1) if self.exact else min(self.lanes, padded)
             yield Vector(at, lanes, min(lanes, left))
             at += lanes
 
@@ -301,7 +316,7 @@ class _Staged:
         self.rows = g.reach(most_rows, 0)
         self.cols = g.reach(g.cols, 1)
         skew = _SKEW if self.depth % 64 == 0 else 0
-        self.buffer = scratch("staged", (self.rows, self.cols, self.depth + skew), contraction.dtype)
+        self.buffer = scratch("staged", (self.rows, self.cols, self.depth + skew), contraction.dot.word)
 
     def at(self, place: _Place, i: int, col: Expr, kernel: tuple[Expr, Expr], channel: Expr) -> Expr:
         g = self.geometry
@@ -309,7 +324,7 @@ class _Staged:
         return load(self.buffer, row, col * g.strides[1] + kernel[1] * g.dilations[1], channel)
 
     def copy(self, n: Expr, first: Expr, last: Expr) -> Stmt:
-        """Copy the input of output rows [first, last), zeros outside."""
+        """Copy the input of output rows [first, last), padding outside."""
         g = self.geometry
         top = first * g.strides[0] - g.before[0]
         left = min(g.before[1], self.cols)
@@ -318,9 +333,9 @@ class _Staged:
 
         def row(r: Expr) -> Stmt:
             inside = loop(right - left, lambda c: self._pixel(n, r, top + r, left + c), "col") if right > left else None
-            edges = [self._zero(r, 0, left), self._zero(r, right, self.cols)]
+            edges = [self._padding(r, 0, left), self._padding(r, right, self.cols)]
             borders = [edge for edge in edges if edge is not None]
-            outside = self._zero(r, 0, self.cols)
+            outside = self._padding(r, 0, self.cols)
             body = block(*borders, inside) if inside is not None else outside
             if not g.padded():
                 return body
@@ -337,13 +352,14 @@ class _Staged:
 
         return self._channels(copy)
 
-    def _zero(self, r: Expr, low: int, high: int) -> Stmt | None:
+    def _padding(self, r: Expr, low: int, high: int) -> Stmt | None:
         if low >= high:
             return None
+        word = self.contraction.dot.word
 
         def pixel(c: Expr) -> Stmt:
             def clear(channel: Expr, lanes: int) -> Stmt:
-                return store(self.buffer, number(0, self.contraction.dtype, lanes), r, c, channel, lanes=lanes)
+                return store(self.buffer, number(self.contraction.padding, word, lanes), r, c, channel, lanes=lanes)
 
             return self._channels(clear)
 

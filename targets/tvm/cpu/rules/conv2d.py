@@ -47,7 +47,7 @@ class Window:
 
 
 def geometry(shape: Sequence[int], weights: Sequence[int], window: Window) -> Geometry:
-    """The contraction of an NHWC input and OIHW weights of these shapes."""
+    """The contraction of an NHWC input and OIHW weights of these shapes, in words."""
     rows, cols = window.outputs(shape[1:3], weights[2:])
     return Geometry(
         batch=shape[0],
@@ -78,14 +78,15 @@ def problem(g: Geometry) -> Problem:
     )
 
 
-def pack(weights: np.ndarray, groups: int, width: int) -> np.ndarray:
-    """OIHW weights in blocks of `width` output channels."""
+def pack(weights: np.ndarray, groups: int, width: int, taps: int = 1) -> np.ndarray:
+    """OIHW weights in blocks of `width` output channels, each with `taps` input channels side by side."""
     out, inputs, kh, kw = weights.shape
-    per_group = out // groups
+    per_group, words = out // groups, math.ceil(inputs / taps)
     blocks = math.ceil(per_group / width)
-    padded = np.zeros((groups, blocks * width, inputs, kh, kw), weights.dtype)
-    padded[:, :per_group] = weights.reshape(groups, per_group, inputs, kh, kw)
-    return np.ascontiguousarray(padded.reshape(groups, blocks, width, inputs, kh, kw).transpose(0, 1, 4, 5, 3, 2))
+    padded = np.zeros((groups, blocks * width, words * taps, kh, kw), weights.dtype)
+    padded[:, :per_group, :inputs] = weights.reshape(groups, per_group, inputs, kh, kw)
+    parts = padded.reshape(groups, blocks, width, words, taps, kh, kw).transpose(0, 1, 5, 6, 3, 2, 4)
+    return np.ascontiguousarray(parts.reshape(groups, blocks, kh, kw, words, width * taps))
 
 
 def packed(shape: Sequence[int], weights: np.ndarray, window: Window, machine: Machine) -> np.ndarray:

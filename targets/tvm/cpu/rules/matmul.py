@@ -18,6 +18,7 @@ from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
 from graphopt.targets.tvm.cpu.fused import Fused
 from graphopt.targets.tvm.cpu.inlining import ANCHOR
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, is_one, load, shape_of, static
+from graphopt.targets.tvm.cpu.rules import conv2d
 from graphopt.targets.tvm.cpu.tiling import Problem, aliases, best_tile, divide
 from graphopt.targets.tvm.machine import Machine
 
@@ -49,13 +50,9 @@ def problem(g: Geometry) -> Problem:
     )
 
 
-def pack(weights: np.ndarray, width: int) -> np.ndarray:
-    """[K, N] weights in blocks of `width` columns."""
-    k, n = weights.shape
-    blocks = math.ceil(n / width)
-    padded = np.zeros((k, blocks * width), weights.dtype)
-    padded[:, :n] = weights
-    return np.ascontiguousarray(padded.reshape(k, blocks, width).transpose(1, 0, 2))
+def pack(weights: np.ndarray, width: int, taps: int = 1) -> np.ndarray:
+    """[K, N] weights in blocks of `width` columns, each with `taps` rows side by side."""
+    return conv2d.pack(weights.T[:, :, None, None], 1, width, taps)[0, :, 0, 0]
 
 
 def packed(left: Sequence[Expr], weights: np.ndarray, machine: Machine) -> np.ndarray:
@@ -121,13 +118,17 @@ class _Product:
         return self.fused.finish((*leading, channel), lanes, accumulator)
 
     def _leading(self, shape: Sequence[Expr], n: Expr, row: Expr) -> list[Expr]:
-        """All indices but the last: of a batch `n` and a row, or of a row that counts through the batch."""
-        *batch, rows, _ = shape
-        flat = n
-        indices: list[Expr] = []
-        if self.shared:
-            flat, row = (0, row) if all(map(is_one, batch)) else (row // rows, row % rows)
-        for dim in reversed(batch):
-            indices.insert(0, 0 if is_one(dim) else flat % dim)
-            flat = flat if is_one(dim) else flat // dim
-        return [*indices, row]
+        return leading(shape, n, row, self.shared)
+
+
+def leading(shape: Sequence[Expr], n: Expr, row: Expr, shared: bool) -> list[Expr]:
+    """All indices but the last: of a batch `n` and a row, or with `shared` of a row that counts through the batch."""
+    *batch, rows, _ = shape
+    flat = n
+    indices: list[Expr] = []
+    if shared:
+        flat, row = (0, row) if all(map(is_one, batch)) else (row // rows, row % rows)
+    for dim in reversed(batch):
+        indices.insert(0, 0 if is_one(dim) else flat % dim)
+        flat = flat if is_one(dim) else flat // dim
+    return [*indices, row]
