@@ -224,8 +224,7 @@ class Contraction:
             for vector in vectors
         }
         clear = [
-            store(acc, self._first(at, vector), 0, lanes=vector.lanes)
-            for (_, _, vector), acc in registers.items()
+            store(acc, self._first(at, vector), 0, lanes=vector.lanes) for (_, _, vector), acc in registers.items()
         ]
 
         def taps(kh: Expr, kw: Expr, ic: Expr) -> list[Stmt]:

@@ -29,7 +29,8 @@ def legalizations(machine: Machine) -> dict[str, Callable[[Any, Any], Any]]:
     }
 
 
-def _anchor(builder: Any, define: Callable[..., Any], *args: Any, name: str) -> Any:
+def anchor(builder: Any, define: Callable[..., Any], *args: Any, name: str) -> Any:
+    """The call of a new TIR function that says which rule schedules it."""
     return builder.call_te(define, *args, primfunc_name_hint=name, primfunc_attrs={"op_pattern": _FUSES_ELEMENTWISE})
 
 
@@ -47,20 +48,25 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
     x, weight = call.args
-    attrs = call.attrs
-    shape = _shape(x)
-    layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout)
-    if shape is None or layouts != ("NHWC", "OHWI", "NHWC") or not isinstance(weight, tvm.ir.GenericConst):
+    window = window_of(call)
+    if _shape(x) is None or window is None or not isinstance(weight, tvm.ir.GenericConst):
         return _default(builder, call)
+    return _convolution(builder, x, weight.value.numpy().transpose(0, 3, 1, 2), window, machine)
+
+
+def window_of(call: Any) -> conv2d.Window | None:
+    """The window of a conv2d; None in other layouts than those of the rules."""
+    attrs = call.attrs
+    if (attrs.data_layout, attrs.kernel_layout, attrs.out_layout) != ("NHWC", "OHWI", "NHWC"):
+        return None
     strides, dilations = (tuple(int(i) for i in ints) for ints in (attrs.strides, attrs.dilation))
     padding = tuple(int(i) for i in attrs.padding)
-    window = conv2d.Window(
+    return conv2d.Window(
         (strides[0], strides[1]),
         (dilations[0], dilations[1]),
         (padding[0], padding[1], padding[2], padding[3]),
         int(attrs.groups),
     )
-    return _convolution(builder, x, weight.value.numpy().transpose(0, 3, 1, 2), window, machine)
 
 
 def _convolution(builder: Any, x: Any, weights: np.ndarray, window: conv2d.Window, machine: Machine) -> Any:
@@ -68,15 +74,15 @@ def _convolution(builder: Any, x: Any, weights: np.ndarray, window: conv2d.Windo
     shape = tuple(int(dim) for dim in x.ty.shape)
     if depthwise.is_depthwise(weights.shape, window.groups):
         packed = relax.const(depthwise.pack(weights))
-        return _anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
+        return anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
     channels = weights.shape[0]
     plan = winograd.better_plan(shape, weights.shape, window, machine)
     if plan is not None:
         packed = relax.const(winograd.pack(weights, plan, machine))
         define = lambda a, u: winograd.define(a, u, window, channels, plan.m)  # noqa: E731
-        return _anchor(builder, define, x, packed, name=winograd.NAME)
+        return anchor(builder, define, x, packed, name=winograd.NAME)
     packed = relax.const(conv2d.packed(shape, weights, window, machine))
-    return _anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
+    return anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
 
 
 def takes_transposed(call: Any) -> bool:
@@ -111,7 +117,7 @@ def _matmul(builder: Any, call: Any, machine: Machine) -> Any:
     if len(right) == 2 and isinstance(y, tvm.ir.GenericConst):
         left = tuple(x.ty.shape)
         packed = relax.const(matmul.packed(left, y.value.numpy(), machine))
-        return _anchor(builder, lambda a, w: matmul.define_packed(a, w, right[1]), x, packed, name=matmul.NAME)
+        return anchor(builder, lambda a, w: matmul.define_packed(a, w, right[1]), x, packed, name=matmul.NAME)
     if left is not None and left[:-2] == right[:-2]:
-        return _anchor(builder, matmul.define, x, y, name=matmul.NAME)
+        return anchor(builder, matmul.define, x, y, name=matmul.NAME)
     return _default(builder, call)

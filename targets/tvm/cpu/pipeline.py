@@ -10,6 +10,7 @@ from tvm.tirx.transform import ForceNarrowIndexToInt32
 
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
+from graphopt.targets.tvm.cpu.integers import anchor_integers
 from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
 from graphopt.targets.tvm.machine import Machine
 
@@ -44,7 +45,7 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     with machine.target():
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
-        module = canonicalize(module)
+        module = anchor_integers(canonicalize(module), machine)
         module = relax.transform.LegalizeOps(legalizations(machine))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.dims import Dim
     from graphopt.analysis.shapes import Shapes
+    from graphopt.targets.tvm.lowering.codes import Sums
 
     Expr = Any
 
@@ -39,6 +40,7 @@ class Lowering:
         self.builder = relax.BlockBuilder() if builder is None else builder
         self.symbols = DimExprs(shapes)
         self.functions: dict[ir.Graph, Any] = {}  # branches that are functions already
+        self.sums: dict[ir.Value, Sums] = {}  # integer sums behind float values
         self._exprs: dict[ir.Value, Expr] = {}
 
     # ---- values ----------------------------------------------------------------------------------------------------

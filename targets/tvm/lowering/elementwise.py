@@ -110,13 +110,7 @@ def bit_shift(c: Lowering, n: View) -> Expr:
 
 @lowers("Round", dtypes=FLOATS)
 def round_half_even(c: Lowering, n: View) -> Expr:
-    return rounded(c, c.input(n, 0))
-
-
-def rounded(c: Lowering, x: Expr) -> Expr:
-    """Round half to even; relax.op.round rounds half away from zero."""
-    return c.te(lambda a: c.te_lang.compute(a.shape, lambda *i: c.tirx.nearbyint(a(*i)), name="nearbyint"), x,
-                name="nearbyint")  # fmt: skip
+    return c.op.round(c.input(n, 0))
 
 
 @lowers("Reciprocal", dtypes=FLOATS)

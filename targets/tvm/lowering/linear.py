@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.lowering import codes
 from graphopt.targets.tvm.lowering.table import FLOATS, NUMBERS, lowers
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 @lowers("MatMul", dtypes=NUMBERS)
 def matmul(c: Lowering, n: View) -> Expr:
+    found = codes.factors(n, 1) if n.static(1) is not None and n.rank(1) == 2 and n.rank(0) >= 2 else None
+    if found is not None:
+        return codes.to_float(c, n, c.op.matmul(found.left(c), found.right(c), out_dtype="int32"), found, 0)
     return product(c, c.input(n, 0), c.input(n, 1), n.dtype(0))
 
 
@@ -28,6 +32,9 @@ def product(c: Lowering, a: Expr, b: Expr, dtype: str) -> Expr:
 @lowers("Gemm", dtypes=FLOATS)
 def gemm(c: Lowering, n: View) -> Expr:
     """alpha * op(A) op(B) + beta * C."""
+    found = _gemm_of_codes(c, n)
+    if found is not None:
+        return found
     dtype, alpha, beta = n.dtype(0), float(n.attr("alpha", 1.0)), float(n.attr("beta", 1.0))
     sides = []
     for index, flag in ((0, "transA"), (1, "transB")):
@@ -40,6 +47,20 @@ def gemm(c: Lowering, n: View) -> Expr:
         return out
     bias = c.input(n, 2)
     return c.op.add(out, bias if beta == 1.0 else c.op.multiply(bias, c.const(beta, dtype)))
+
+
+def _gemm_of_codes(c: Lowering, n: View) -> Expr | None:
+    if n.attr("transA", 0) or n.attr("alpha", 1.0) != 1.0 or n.attr("beta", 1.0) != 1.0:
+        return None
+    flipped = bool(n.attr("transB", 0))
+    found = codes.factors(n, 0 if flipped else 1)
+    if found is None:
+        return None
+    right = c.const(found.w.T.astype("int32")) if flipped else found.right(c)
+    sums = c.emit(c.op.matmul(found.left(c), right, out_dtype="int32"))
+    if found.bias is not None:
+        sums = c.op.add(sums, c.const(found.bias))
+    return codes.to_float(c, n, sums, found, 0)
 
 
 def _conv_check(n: View) -> str | None:
@@ -73,6 +94,11 @@ def pads_of(n: View, kernel: tuple[int, ...], dims: tuple[Any, ...]) -> tuple[in
 
 @lowers("Conv", dtypes=FLOATS, check=_conv_check)
 def conv(c: Lowering, n: View) -> Expr:
+    found = codes.factors(n, 0) if n.rank(0) < 5 else None
+    if found is not None:
+        bias32 = None if found.bias is None else c.const(found.bias)
+        sums = convolved(c, n, found.left(c), found.right(c), 1, bias32)
+        return codes.to_float(c, n, sums, found, n.rank(0) - 2)
     dtype, bias = n.dtype(0), c.optional(n, 2)
     x, w = (c.widened(c.input(n, index), dtype) for index in (0, 1))
     return c.cast(convolved(c, n, x, w, 1, None if bias is None else c.widened(bias, dtype)), dtype)
@@ -97,6 +123,8 @@ def convolved(c: Lowering, n: View, x: Expr, w: Expr, kernel_at: int, bias: Expr
 
 
 def _with_height(c: Lowering, x: Expr) -> Expr:
+    if c.is_const(x):
+        return c.const(x.value.numpy()[:, :, None])
     x = c.emit(x)
     return c.emit(c.op.expand_dims(x, [2]))
 

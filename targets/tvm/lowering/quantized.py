@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt.targets.tvm.lowering.elementwise import rounded
+from graphopt.targets.tvm.lowering.codes import LIMITS, requantized, saturated
 from graphopt.targets.tvm.lowering.linear import convolved
 from graphopt.targets.tvm.lowering.table import FLOATS, lowers
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 CODES = frozenset({"int8", "uint8", "int16", "uint16", "int32"})
 BYTES = frozenset({"int8", "uint8"})
-_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 
 def spread(c: Lowering, n: View, index: int) -> Expr | None:
@@ -45,14 +44,24 @@ def spread(c: Lowering, n: View, index: int) -> Expr | None:
 def dequantize(c: Lowering, n: View) -> Expr:
     """(x - zero point) * scale."""
     x, scale, zero = c.input(n, 0), spread(c, n, 1), spread(c, n, 2)
+    if all(c.is_const(item) for item in (x, scale, zero) if item is not None):
+        codes, steps = x.value.numpy().astype("int32"), scale.value.numpy()
+        return c.const(
+            (codes - (0 if zero is None else zero.value.numpy().astype("int32"))).astype(steps.dtype) * steps
+        )
     wide = c.op.astype(x, "int32")
     if zero is not None:
-        wide = c.op.subtract(wide, c.op.astype(zero, "int32"))
+        wide = c.op.subtract(wide, _wide(c, zero, "int32"))
     return c.op.multiply(c.op.astype(wide, n.out_dtype()), scale)
 
 
+def _wide(c: Lowering, value: Expr, dtype: str) -> Expr:
+    """A value in another type; a constant stays one."""
+    return c.const(value.value.numpy().astype(dtype)) if c.is_const(value) else c.op.astype(value, dtype)
+
+
 def _quantize_check(n: View) -> str | None:
-    if n.out_dtype() not in _LIMITS:
+    if n.out_dtype() not in LIMITS:
         return f"QuantizeLinear to {n.out_dtype() or 'an unknown type'} has no lowering to TVM"
     return None
 
@@ -60,18 +69,23 @@ def _quantize_check(n: View) -> str | None:
 @lowers("QuantizeLinear", dtypes=FLOATS, check=_quantize_check)
 def quantize(c: Lowering, n: View) -> Expr:
     """saturate(round(x / scale) + zero point), halves to even."""
+    found = requantized(c, n)
+    if found is not None:
+        return found
     return to_codes(c, c.op.divide(c.input(n, 0), spread(c, n, 1)), spread(c, n, 2), n.out_dtype())
 
 
 def to_codes(c: Lowering, steps: Expr, zero: Expr | None, dtype: str) -> Expr:
     """saturate(round(steps) + zero) as integer codes."""
     steps = c.emit(steps)
-    low, high = _LIMITS[dtype]
     kind = c.dtype_of(steps)
-    code = rounded(c, steps)
-    if zero is not None:
-        code = c.op.add(code, c.op.astype(zero, kind))
-    return c.op.astype(c.op.minimum(c.op.maximum(code, c.const(low, kind)), c.const(high, kind)), dtype)
+    point = None if zero is None else _wide(c, zero, kind)
+    limits = [c.const(limit, kind) for limit in LIMITS[dtype]]
+    if point is not None and c.is_const(point):
+        limits = [c.const((limit - point.value.numpy()).astype(kind)) for limit in LIMITS[dtype]]
+    elif point is not None:
+        limits = [c.emit(c.op.subtract(limit, point)) for limit in limits]
+    return saturated(c, steps, (limits[0], limits[1]), point, dtype)
 
 
 @lowers("DynamicQuantizeLinear", dtypes=frozenset({"float32"}))
