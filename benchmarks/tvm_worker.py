@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QLinearConv", "MatMulIntegerToFloat")
 WARM = 20
 """Runs of a new session until its threads are all at work."""
 Run = Callable[[], object]

@@ -9,7 +9,8 @@
                     accumulators += broadcast(input) * packed weights
                 out = epilogue(accumulators)
 
-A word is one float, or several 8-bit codes of neighbouring channels (dots.py). Inputs are channels-last. Not here: tile sizes (tiling.py) and what each operator passes in (rules/).
+A word is one float, or several 8-bit codes of neighbouring channels (dots.py). Inputs are channels-last. Not here: tile
+sizes (tiling.py) and what each operator passes in (rules/).
 """
 
 from __future__ import annotations

@@ -1,0 +1,145 @@
+"""Quantized layers and networks on TVM: int8 against our own float code and against ONNX Runtime's int8 kernels.
+
+    python -m benchmarks.tvm_int8 [--layers NAME ...] [--models NAME ...] [--seconds S]
+
+Layers are those of tvm_layers with 8-bit activations and weights per channel, from codes to codes (products to floats).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figure import Figure, Table, arguments, pick, say
+from benchmarks.tvm_layers import LAYERS, Conv, MatMul, build_ours
+from benchmarks.tvm_worker import Worker, race
+
+SECONDS = 2.0
+NAMES = [name for name, layer in LAYERS.items() if isinstance(layer, Conv) or layer.batch == 1]
+
+
+def build_onnx(layer: Conv | MatMul, file: Path) -> None:
+    """The quantized layer as an ONNX model, and its feeds: codes in, codes out; floats out of a product."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    conv = isinstance(layer, Conv)
+    if isinstance(layer, Conv):
+        shape: tuple[int, ...] = (1, layer.inputs, layer.size, layer.size)
+        weights = rng.integers(-127, 128, (layer.channels, layer.inputs, layer.kernel, layer.kernel))
+    else:
+        shape, weights = (layer.batch, layer.m, layer.k), rng.integers(-127, 128, (layer.k, layer.n))
+    channels = weights.shape[0] if conv else weights.shape[1]
+    scales = rng.uniform(0.005, 0.015, channels).astype(np.float32)
+    constants = {
+        "xs": np.array(0.02, np.float32),
+        "xz": np.array(120, np.uint8),
+        "w": weights.astype(np.int8),
+        "ws": scales,
+        "wz": np.zeros(channels, np.int8),
+        "b": rng.integers(-1000, 1000, channels).astype(np.int32),
+        "bs": np.float32(0.02) * scales,
+        "ys": np.array(0.1, np.float32),
+        "yz": np.array(0, np.uint8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0 if conv else 1),
+    ]
+    if isinstance(layer, Conv):
+        pads, strides = [layer.kernel // 2] * 4, [layer.stride] * 2
+        nodes += [
+            helper.make_node("DequantizeLinear", ["b", "bs"], ["bd"], axis=0),
+            helper.make_node("Conv", ["xd", "wd", "bd"], ["c"], pads=pads, strides=strides),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
+        ]
+    else:
+        nodes.append(helper.make_node("MatMul", ["xd", "wd"], ["y"]))
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8 if conv else TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), file)
+    np.savez(file.with_suffix(".npz"), x=rng.integers(0, 256, shape).astype(np.uint8))
+
+
+def build_codes(model: Path, machine: Any, file: Path) -> None:
+    """The one function of a quantized layer that multiplies codes, and arrays for its arguments."""
+    import tvm
+
+    from graphopt.frontends.onnx import load
+    from graphopt.targets.tvm.cpu import optimize
+    from graphopt.targets.tvm.lowering.graph import lower
+
+    module = lower(load(model))
+    with machine.target(), tvm.transform.PassContext(opt_level=3):
+        module = tvm.relax.transform.ConvertToDataflow(min_size=1)(module)
+        module = optimize(tvm.relax.transform.DeadCodeElimination()(module), machine)
+    (function,) = [function for name, function in module.functions_items() if "_codes" in name.name_hint]
+    function = function.with_attr("global_symbol", "main")
+    tvm.tirx.build(function, target=machine.target()).export_library(str(file))
+    rng = np.random.default_rng(0)
+    arrays = []
+    for param in function.params:
+        shape, dtype = [int(dim) for dim in param.ty.shape], str(param.ty.dtype)
+        if dtype.startswith("float"):
+            arrays.append(rng.uniform(0.0001, 0.001, shape).astype(dtype))
+        else:
+            arrays.append(rng.integers(0, 100, shape).astype(dtype))
+    np.savez(file.with_suffix(".npz"), *arrays)
+
+
+def layers(options: Any, figure: Figure, folder: Path) -> None:
+    from graphopt.targets.tvm.machine import host
+
+    machine = host(1)
+    assert machine is not None
+    columns = ("layer", "int8", "float", "ONNX Runtime int8", "over float", "over ONNX Runtime")
+    table = Table(columns, f"Layers, 1 thread, {machine.isa}, 10^9 operations per second")
+    for number, name in enumerate(pick(NAMES, options.layers)):
+        say(f"{name} ...")
+        layer = LAYERS[name]
+        ours, floats, theirs = (folder / f"layer{number}{kind}" for kind in ("_codes.so", "_float.so", ".onnx"))
+        build_onnx(layer, theirs)
+        build_codes(theirs, machine, ours)
+        build_ours(layer, machine, floats)
+        with ExitStack() as stack:
+            workers = {
+                "ours": Worker("kernel", 1, ours, ours.with_suffix(".npz")),
+                "float": Worker("kernel", 1, floats, floats.with_suffix(".npz")),
+                "theirs": Worker("ort-kernel", 1, theirs, theirs.with_suffix(".npz")),
+            }
+            for worker in workers.values():
+                stack.callback(worker.close)
+            blocks = race(workers, options.seconds)
+        speed = {key: layer.gflop() / float(np.median(value)) for key, value in blocks.items()}
+        over_float, over_theirs = speed["ours"] / speed["float"], speed["ours"] / speed["theirs"]
+        shown = [f"{speed[key]:.0f}" for key in workers]
+        table.add(name, *shown, f"{over_float:.2f}", f"{over_theirs:.2f}")
+        say(" ".join(table.rows[-1]))
+    figure.tables.append(table)
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers (writes no page)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring per layer (default %(default)s)")
+    options = parser.parse_args()
+    folder = options.folder / "tvm_int8"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure("tvm-int8", "Quantized layers and networks on TVM", "", ())
+    layers(options, figure, folder)
+    return figure.finish(write=not (options.no_write or options.layers or options.seconds < SECONDS))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
