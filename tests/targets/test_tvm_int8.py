@@ -109,6 +109,10 @@ LAYERS = {
     "signed": Layer("Conv", (1, 12, 8, 8), (20, 12, 3, 3), "int8", attributes=attributes(pads=[1, 0, 2, 1])),
     "groups": Layer("Conv", (1, 24, 8, 8), (12, 8, 3, 3), attributes=attributes(group=3, dilations=[2, 2])),
     "odd groups": Layer("Conv", (1, 6, 8, 8), (8, 3, 3, 3), "int8", attributes=attributes(group=2, pads=[1] * 4)),
+    "depthwise": Layer("Conv", (1, 37, 9, 9), (37, 1, 3, 3), attributes=attributes(group=37, pads=[1, 1, 1, 0])),
+    "depthwise, signed": Layer(
+        "Conv", (1, 32, 9, 9), (32, 1, 5, 5), "int8", attributes=attributes(group=32, pads=[2] * 4, strides=[2, 2])
+    ),
     "clip": Layer("Conv", (1, 16, 8, 8), (17, 16, 1, 1), between=((-0.52, 6.0),), per_channel=False),
     "conv1d": Layer("Conv", (1, 16, 30), (8, 16, 3), attributes=attributes(pads=[1, 1])),
     "no bias": Layer("Conv", (1, 16, 8, 8), (16, 16, 1, 1), bias=""),

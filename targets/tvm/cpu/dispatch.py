@@ -23,6 +23,7 @@ _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
     codes.CONV: codes.schedule_conv,
     codes.MATMUL: codes.schedule_matmul,
     conv2d.NAME: conv2d.schedule,
+    depthwise.CODES: depthwise.schedule,
     depthwise.NAME: depthwise.schedule,
     matmul.NAME: matmul.schedule,
     winograd.NAME: winograd.schedule,

@@ -17,7 +17,7 @@ from tvm import relax
 
 from graphopt.targets.tvm.cpu import dots
 from graphopt.targets.tvm.cpu.lower import anchor, window_of
-from graphopt.targets.tvm.cpu.rules import codes
+from graphopt.targets.tvm.cpu.rules import codes, depthwise
 from graphopt.targets.tvm.cpu.rules.conv2d import Window
 from graphopt.targets.tvm.machine import Machine
 
@@ -35,6 +35,9 @@ class _Product:
     window: Window | None
 
     def emit(self, builder: Any, machine: Machine) -> Any:
+        if self.window is not None and depthwise.is_depthwise(self.weights.shape, self.window.groups):
+            if self.weights[0].size <= depthwise.MOST_TAPS:
+                return self._depthwise(builder, self.window)
         dtype, taps = str(self.x.ty.dtype), dots.of_codes(machine).taps
         shape = tuple(int(dim) for dim in self.x.ty.shape)
         groups = 1 if self.window is None else self.window.groups
@@ -55,6 +58,12 @@ class _Product:
             define = lambda a, w, s: codes.define_conv(a, w, s, window, channels, self.zero, inputs)  # noqa: E731
             name = codes.CONV
         return anchor(builder, define, x, relax.const(packed.weights), relax.const(packed.start), name=name)
+
+    def _depthwise(self, builder: Any, window: Window) -> Any:
+        weights = relax.const(depthwise.pack(self.weights).astype(np.float32))
+        bias = relax.const(self.bias.astype(np.int32))
+        define = lambda a, w, b: depthwise.define_codes(a, w, b, window, self.zero)  # noqa: E731
+        return anchor(builder, define, self.x, weights, bias, name=depthwise.CODES)
 
 
 @relax.expr_functor.mutator

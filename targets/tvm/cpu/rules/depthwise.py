@@ -9,6 +9,7 @@
                 out = epilogue(accumulators)
 
 Weights are [kernel row][kernel column][channel]. Padding costs nothing: positions outside are left out of the sums.
+8-bit codes are summed in floats: sums of so few small integers are exact there, and CPUs multiply floats faster.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ from graphopt.targets.tvm.cpu.rules.conv2d import Window
 from graphopt.targets.tvm.machine import Machine
 
 NAME = "depthwise"
+CODES = "depthwise_codes"
 _WINDOW = "graphopt.window"
+_ZERO = "graphopt.zero"
+# Products of 8-bit codes less their zero points are below 2**15, and integers up to 2**24 are floats.
+MOST_TAPS = 1 << 9
 _MOST_COLUMNS = 8
 
 
@@ -72,12 +77,42 @@ def define(x: Any, w: Any, window: Window) -> Any:
     return te.compute((batch, rows, cols, channels), at, NAME, attrs={ANCHOR: NAME, _WINDOW: ints})
 
 
+def define_codes(x: Any, w: Any, bias: Any, window: Window, zero: int) -> Any:
+    """The anchor: 32-bit sums of 8-bit codes `x` less their zero point, times packed float `w` of integers, plus bias."""
+    batch, height, width, channels = (int(dim) for dim in x.shape)
+    kh, kw, _ = (int(dim) for dim in w.shape)
+    rows, cols = window.outputs((height, width), (kh, kw))
+    r, s = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+
+    def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
+        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
+        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
+        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        code = x[n, y, z, channel].astype("int32") - zero
+        value = tirx.if_then_else(inside, code, tirx.const(0, "int32")) * w[r, s, channel].astype("int32")
+        first = tirx.all(r == 0, s == 0)
+        return te.sum(value + tirx.if_then_else(first, bias[channel], tirx.const(0, "int32")), axis=[r, s])
+
+    ints = [*window.strides, *window.dilations, *window.padding]
+    attributes = {ANCHOR: CODES, _WINDOW: ints, _ZERO: zero}
+    return te.compute((batch, rows, cols, channels), at, CODES, attrs=attributes)
+
+
 def schedule(fused: Fused, machine: Machine) -> Stmt:
-    """The loop nest of a depthwise convolution and its epilogue."""
-    x, w = fused.reads
+    """The loop nest of a depthwise convolution, of floats or codes, and its epilogue."""
+    x, w, *bias = fused.reads
     a, b, c, d, *padding = (int(i) for i in fused.attributes[_WINDOW])
     window = Window((a, b), (c, d), (padding[0], padding[1], padding[2], padding[3]), 1)
-    return _Depthwise(x, w, fused, window, machine).nest()
+    codes = _Codes(bias[0], int(fused.attributes[_ZERO])) if bias else None
+    return _Depthwise(x, w, fused, window, machine, codes).nest()
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """What codes need besides: an int32 bias per channel, and the zero point of x."""
+
+    bias: Buffer
+    zero: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +122,7 @@ class _Depthwise:
     fused: Fused
     window: Window
     machine: Machine
+    codes: _Codes | None = None
 
     def nest(self) -> Stmt:
         batch, rows, _, channels = shape_of(self.fused.result)
@@ -151,12 +187,27 @@ class _Depthwise:
                 return taps
             return when(tirx.And(y >= 0, y < shape_of(self.x)[1]), taps)
 
-        finish = [self.fused.finish((n, row, col + j, channel), lanes, acc) for j, acc in enumerate(accumulators)]
+        finish = [self._finish((n, row, col + j, channel), lanes, acc) for j, acc in enumerate(accumulators)]
         return allocate(accumulators, block(*clear, loop(kh, kernel_row, "kh"), *finish))
+
+    def _finish(self, at: tuple[Expr, Expr, Expr, Expr], lanes: int, acc: Buffer) -> Stmt:
+        if self.codes is None:
+            return self.fused.finish(at, lanes, acc)
+        total = register("total", lanes, "int32")
+        value = _cast(load(acc, 0, lanes=lanes), "int32", lanes) + load(self.codes.bias, at[3], lanes=lanes)
+        return allocate([total], block(store(total, value, 0, lanes=lanes), self.fused.finish(at, lanes, total)))
 
     def _read(self, n: Expr, y: Expr, col: Expr, s: int, channel: Expr, lanes: int) -> Expr:
         z = col * self.window.strides[1] + s * self.window.dilations[1] - self.window.padding[1]
-        return load(self.x, n, y, z, channel, lanes=lanes)
+        value = load(self.x, n, y, z, channel, lanes=lanes)
+        if self.codes is None:
+            return value
+        value = _cast(value, "float32", lanes)
+        return value - number(self.codes.zero, "float32", lanes) if self.codes.zero else value
+
+
+def _cast(value: Expr, dtype: str, lanes: int) -> Expr:
+    return value.astype(f"{dtype}x{lanes}" if lanes > 1 else dtype)
 
 
 def is_depthwise(weights: Sequence[int], groups: int) -> bool:
