@@ -1,8 +1,10 @@
 """Quantized layers and networks on TVM: int8 against our own float code and against ONNX Runtime's int8 kernels.
 
-    python -m benchmarks.tvm_int8 [--layers NAME ...] [--models NAME ...] [--seconds S]
+    python -m benchmarks.tvm_int8 [--layers NAME ...] [--models NAME ...] [--seconds S] [--threads N ...]
 
 Layers are those of tvm_layers with 8-bit activations and weights per channel, from codes to codes (products to floats).
+Networks are quantized by `quantize-static` on made-up samples: for speed, not for accuracy. Each runtime has a process
+of its own; they take turns.
 """
 
 from __future__ import annotations
@@ -14,10 +16,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import Figure, Table, arguments, pick, say
+from benchmarks.tvm_latency import compile_library, difference, make_feeds, outputs, reference, timed
 from benchmarks.tvm_layers import LAYERS, Conv, MatMul, build_ours
 from benchmarks.tvm_worker import Worker, race
+from graphopt import driver, models
+from graphopt.driver import Options
 
 SECONDS = 2.0
+MODELS = ("resnet50-export", "resnet18-export", "mobilenet-v2-export", "minilm-l6-export-static")
+QUANTIZE = 'O2{with=["quantize-static{method=minmax}"]}'
+LAYER_OVER_FLOAT, LAYER_OVER_RUNTIME = 2.0, 0.95
+NETWORK_OVER_FLOAT, NETWORK_OVER_RUNTIME = 0.7, 1.1
 NAMES = [name for name, layer in LAYERS.items() if isinstance(layer, Conv) or layer.batch == 1]
 
 
@@ -126,19 +135,77 @@ def layers(options: Any, figure: Figure, folder: Path) -> None:
         shown = [f"{speed[key]:.0f}" for key in workers]
         table.add(name, *shown, f"{over_float:.2f}", f"{over_theirs:.2f}")
         say(" ".join(table.rows[-1]))
+        figure.require(over_float >= LAYER_OVER_FLOAT, f"{name}: {over_float:.2f} of float's speed")
+        figure.require(over_theirs >= LAYER_OVER_RUNTIME, f"{name}: {over_theirs:.2f} of ONNX Runtime's speed")
     figure.tables.append(table)
+
+
+def networks(options: Any, figure: Figure, folder: Path, threads: int) -> None:
+    columns = ("model", "float ms", "ONNX Runtime int8 ms", "int8 ms", "over float", "over ONNX Runtime", "A/A",
+               "difference", "ONNX Runtime's")  # fmt: skip
+    table = Table(columns, f"Networks, {threads} thread{'s' * (threads > 1)}")
+    for name in pick(MODELS, options.models):
+        say(f"{name}, {threads} threads ...")
+        source, quantized, feeds_file = models.fetch(name), folder / f"{name}.onnx", folder / f"{name}.npz"
+        if not quantized.exists():
+            settings = Options(passes=QUANTIZE, calibration_data="random", numerics="off")
+            driver.optimize(source, "cpu", settings, quantized)
+        feeds = make_feeds(source, feeds_file)
+        floats, _ = compile_library(source, threads, folder / f"{name}-float-{threads}")
+        ours, _ = compile_library(quantized, threads, folder / f"{name}-int8-{threads}")
+        exact = reference(quantized, feeds)
+        off = [difference(found, exact) for found in (outputs(ours, feeds), integers(quantized, feeds))]
+        kinds = {"float": ("vm", floats), "theirs": ("ort", quantized), "ours": ("vm", ours), "again": ("vm", ours)}
+        blocks = {key: np.array(value) for key, value in timed(kinds, threads, feeds_file, options.seconds).items()}
+        ratios = [float(np.median(blocks["ours"] / blocks[key])) for key in ("float", "theirs", "again")]
+        times = [f"{1e3 * float(np.median(blocks[key])):.2f}" for key in ("float", "theirs", "ours")]
+        table.add(name, *times, *(f"{ratio:.3f}" for ratio in ratios), *(f"{item:.1e}" for item in off))
+        say(" ".join(table.rows[-1]))
+        figure.require(ratios[0] <= NETWORK_OVER_FLOAT, f"{name}, {threads} threads: {ratios[0]:.2f} of float's time")
+        figure.require(
+            ratios[1] <= NETWORK_OVER_RUNTIME, f"{name}, {threads} threads: {ratios[1]:.2f} of ONNX Runtime's time"
+        )
+    figure.tables.append(table)
+
+
+def integers(model: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of ONNX Runtime's own int8 kernels."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, feeds)
 
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--layers", nargs="+", metavar="NAME", help="only these layers (writes no page)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring per layer (default %(default)s)")
+    parser.add_argument("--layers", nargs="*", metavar="NAME", help="only these layers (writes no page)")
+    parser.add_argument("--models", nargs="*", metavar="NAME", help="only these networks (writes no page)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring each (default %(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of networks")
     options = parser.parse_args()
     folder = options.folder / "tvm_int8"
     folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure("tvm-int8", "Quantized layers and networks on TVM", "", ())
-    layers(options, figure, folder)
-    return figure.finish(write=not (options.no_write or options.layers or options.seconds < SECONDS))
+    figure = Figure(
+        "tvm-int8",
+        "Quantized layers and networks on TVM",
+        "8-bit activations, 8-bit weights with a scale per channel; batch 1. A layer is one kernel: ours is one call "
+        "of the compiled function, ONNX Runtime's is the time in its profile, both without changes of layout around "
+        "it. Networks are whole runs; ratios are of times. A/A is our code against itself in a second process. "
+        "Differences are from ONNX Runtime with its optimizations off, which computes the same model in floats, as a "
+        "share of the largest output; the samples are made up, so these networks say nothing about accuracy.",
+        (
+            f"a layer at least {LAYER_OVER_FLOAT:g} times as fast as in float, at least {LAYER_OVER_RUNTIME:.0%} of "
+            "ONNX Runtime's int8 kernel",
+            f"a network at most {NETWORK_OVER_FLOAT:.0%} of the time in float, at most {NETWORK_OVER_RUNTIME:.0%} of "
+            "ONNX Runtime's time in int8",
+        ),
+    )
+    if options.layers is None or options.layers:
+        layers(options, figure, folder)
+    if options.models is None or options.models:
+        for threads in options.threads:
+            networks(options, figure, folder, threads)
+    partial = options.layers is not None or options.models is not None or options.seconds < SECONDS
+    return figure.finish(write=not (options.no_write or partial))
 
 
 if __name__ == "__main__":

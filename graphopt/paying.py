@@ -2,8 +2,8 @@
 
     settled = settle(job, files, folder, twin)       # the run whose result is to be shipped
 
-The first answer to slow places is the same pipeline with them left out; the last is the float model. Not here: finding
-the places (slowness.py), timing (timing.py).
+The first answer to slow places is the same pipeline with them left out, where the target tells the times of nodes; the
+last is the float model. Not here: finding the places (slowness.py), timing (timing.py).
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ def settle(job: _Job, files: CompiledFiles, folder: Path, twin: FloatTwin) -> Se
 
 
 def _slow(job: _Job, base: Compiled, first: Compiled, feeds: Mapping[str, Any]) -> dict[str, float]:
-    """Slow places among what the plans of the quantizers name."""
+    """Slow places among what the plans of the quantizers name; none where the target does not time nodes."""
     from graphopt.frontends.onnx import load
 
     assert job.result is not None and job.target is not None
     sites = {site for found in _planned(job).values() for site in found}
-    if not sites:
+    if not sites or not job.target.times_nodes():
         return {}
     floats = job.result.ctx.floats
     if floats is None:

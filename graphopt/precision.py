@@ -24,6 +24,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "bf16": ("convert-bfloat16",),
 }
 """Names that `--precision` takes, and the passes behind each."""
+_PASSES = frozenset(item.partition("{")[0] for items in PRECISIONS.values() for item in items)
 TIMED = frozenset({"int8", "int8-dynamic"})
 """Those that are meant to be faster: a result that is slower here than float is not shipped unless asked for."""
 _HALF = frozenset({"fp16", "bf16"})
@@ -40,14 +41,16 @@ def with_precision(name: str, level: int, target: Target | None) -> Pipeline:
         raise GraphoptError(
             f"there is no precision {name!r}{did_you_mean(name, PRECISIONS)}; there are {', '.join(PRECISIONS)}"
         )
-    given = target.pipeline(level) if target is not None else f"O{level}"
-    if given != f"O{level}":
+    plain = f"O{level}"
+    given = target.pipeline(level) if target is not None else plain
+    items = given.split(",")
+    if not _PASSES.isdisjoint(items) or (name in _HALF and given != plain):
         raise GraphoptError(
             f"--precision {name}: the target {str(target)!r} has a pipeline of its own ({given}); "
             "give the precision in one place"
         )
     if name in _HALF:
         more = ",fix(eliminate-cast,eliminate-identity,cse,dce)" if level else ""
-        return pipelines.parse(f"O{level},{','.join(PRECISIONS[name])}{more}")
+        return pipelines.parse(f"{plain},{','.join(PRECISIONS[name])}{more}")
     listed = " ".join(f'"{item}"' for item in PRECISIONS[name])
-    return pipelines.parse(f"O{level}{{with=[{listed}]}}")
+    return pipelines.parse(",".join(f"{plain}{{with=[{listed}]}}" if item == plain else item for item in items))

@@ -208,6 +208,10 @@ class Target(ABC):
         """
         raise GraphoptError(f"target {self.name} does not time single nodes")
 
+    def times_nodes(self) -> bool:
+        """Whether `profile` works."""
+        return type(self).profile is not Target.profile
+
     def why_float(self, node: ir.Node) -> Cause:
         """Why a node of an executed graph computes in float though it stands beside a Q/DQ node."""
         return Cause("unknown", f"target {self.name} does not say")

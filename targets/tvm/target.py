@@ -48,7 +48,7 @@ class Tvm(Target):
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
 
     device: Literal["cpu", "aarch64"] = "cpu"
-    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon"] = "auto"
+    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
     threads: int = 0
     emulator: Literal["none", "qemu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"
@@ -56,8 +56,8 @@ class Tvm(Target):
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise GraphoptError(f"target 'tvm': threads={self.threads} is negative; 0 means one per core")
-        if self.device == "aarch64" and self.isa not in ("auto", "neon"):
-            raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; leave it out, or isa=neon")
+        if self.device == "aarch64" and self.isa not in ("auto", "neon", "neondot"):
+            raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; there are neon and neondot")
         if self.emulator == "qemu" and self.device != "aarch64":
             raise GraphoptError("target 'tvm': emulator=qemu is for code of another machine: device=aarch64")
 
@@ -68,7 +68,7 @@ class Tvm(Target):
             GraphoptError: `auto` on a CPU that has none of the instruction sets.
         """
         if self.device == "aarch64":
-            return machines.of("neon", self.threads)
+            return machines.of("neondot" if self.isa == "neondot" else "neon", self.threads)
         if self.isa != "auto":
             return machines.of(self.isa, self.threads)
         found = machines.host(self.threads)

@@ -15,6 +15,8 @@ from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.manager.registry import make_target
 from graphopt.running import runnable
+from graphopt.targets.onnxruntime.runner import open_runner
+from graphopt.targets.onnxruntime.settings import SessionSettings
 
 pytestmark = pytest.mark.tvm
 pytest.importorskip("tvm")
@@ -25,6 +27,12 @@ NET = """<ir_version: 10, opset_import: ["" : 21]>
 agraph (float[1,3,8,8] x) => (float[1,4] y) <float[4,3,3,3] w, float[4] b>
 { [conv] h = Conv<pads=[1,1,1,1]>(x, w, b) [act] r = Relu(h) [pool] g = GlobalAveragePool(r)
   [flat] f = Flatten(g) [prob] y = Softmax(f) }"""
+CODES = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (uint8[1,11,9,9] x) => (uint8[1,18,9,9] y)
+<int8[18,11,3,3] w, float s = {0.02}, uint8 z = {77}, float t = {0.01}, float u = {0.5}, uint8 p = {120},
+ float l = {-40.0}>
+{ a = DequantizeLinear(x, s, z) b = DequantizeLinear(w, t) h = Conv<pads=[1,1,1,1]>(a, b) c = Clip(h, l)
+  y = QuantizeLinear(c, u, p) }"""
 AARCH64 = b"\xb7\x00"
 """e_machine of an ELF file."""
 
@@ -70,3 +78,22 @@ def test_emulated_code_has_taps_and_no_times(tmp_path: Path) -> None:
         assert list(tapped.run(feeds)) == ["y", "r"]
         with pytest.raises(GraphoptError, match="say nothing"):
             runner.time(feeds, 1)
+
+
+@pytest.mark.slow
+@cross_compiler
+@qemu
+@pytest.mark.parametrize("isa", ["neon", "neondot"])
+def test_codes_are_those_of_onnx_runtime_under_qemu(isa: str, tmp_path: Path) -> None:
+    write(from_text(CODES), tmp_path / "net.onnx")
+    options = Options(level=0, numerics="off")
+    target = f"tvm{{device=aarch64 isa={isa} threads=1 emulator=qemu}}"
+    driver.compile(tmp_path / "net.onnx", target, tmp_path / "build", options)
+    feeds = {"x": np.random.default_rng(0).integers(0, 256, (1, 11, 9, 9)).astype(np.uint8)}
+    with (
+        runnable(tmp_path / "build").open() as ours,
+        open_runner(tmp_path / "net.onnx", SessionSettings(), isolate=False) as theirs,
+    ):
+        got, expected = ours.run(feeds)["y"], theirs.run(feeds)["y"]
+    assert np.ptp(got.astype(int)) > 100
+    np.testing.assert_array_equal(got, expected)

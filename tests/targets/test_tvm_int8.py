@@ -9,9 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt import driver, paying
+from graphopt.driver import Options
+from graphopt.ir.text import from_text
+from graphopt.ir.writer import write
+from graphopt.quantization.metrics import Interval
+from graphopt.running import runnable
+from graphopt.targets.onnxruntime.runner import open_runner
+from graphopt.targets.onnxruntime.settings import SessionSettings
 from graphopt.targets.tvm.machine import Isa, Machine, missing_flags, of
 
 pytestmark = [pytest.mark.tvm, pytest.mark.filterwarnings("ignore")]
@@ -164,3 +173,115 @@ def test_layers(name: str, isa: Isa, tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, integers)  # on this CPU exact integers
     wrong = np.abs(got.astype(int) - floats.astype(int))
     assert wrong.max() <= 1 and (wrong > 0).mean() < 1e-3  # float sums may round a tie otherwise
+
+
+FORMS: dict[str, tuple[str, dict[str, np.ndarray]]] = {
+    "QLinearConv": (
+        "y = QLinearConv<pads=[1,1,1,1]>(x, s, z, k, ks, kz, t, p, b)",
+        {"ks": np.linspace(0.01, 0.02, 8, dtype=np.float32), "kz": np.zeros(8, np.int8)},
+    ),
+    "ConvInteger": ("y = ConvInteger<pads=[1,0,1,0]>(x, k, z)", {}),
+    "ConvInteger, unsigned": ("y = ConvInteger<pads=[1,0,1,0]>(x, u, z, q)", {"q": np.array(127, np.uint8)}),
+    "QLinearMatMul": ("y = QLinearMatMul(x, s, z, m, ms, mz, t, p)", {"ms": np.array(0.03, np.float32)}),
+    "MatMulInteger": ("y = MatMulInteger(x, m, z)", {}),
+    "MatMulInteger, computed": ("h = Add(z, z) y = MatMulInteger(x, m, h)", {}),
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", FORMS)
+def test_integer_forms(name: str, isa: Isa, tmp_path: Path) -> None:
+    import onnxruntime
+
+    nodes, more = FORMS[name]
+    rng = np.random.default_rng(0)
+    constants = {
+        "s": np.array(0.02, np.float32),
+        "z": np.array(99, np.uint8),
+        "t": np.array(0.3, np.float32),
+        "p": np.array(131, np.uint8),
+        "k": rng.integers(-128, 128, (8, 5, 3, 3)).astype(np.int8),
+        "u": rng.integers(0, 255, (8, 5, 3, 3)).astype(np.uint8),
+        "b": rng.integers(-999, 999, 8).astype(np.int32),
+        "m": rng.integers(-128, 128, (9, 20)).astype(np.int8),
+        "mz": np.array(0, np.int8),
+        **more,
+    }
+    out = "uint8" if "QLinear" in name else "int32"
+    text = f'<ir_version: 10, opset_import: ["":21]> g (uint8[2,5,7,9] x) => ({out}[A,B,C,D] y) {{ {nodes} }}'
+    model = onnx.parser.parse_model(text)
+    used = {operand for node in model.graph.node for operand in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items() if k in used)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model = onnx.shape_inference.infer_shapes(model)
+    file = tmp_path / "form.onnx"
+    onnx.save(model, file)
+    x = rng.integers(0, 256, (2, 5, 7, 9)).astype(np.uint8)
+    got, script = in_tvm(file, [x], of(isa, 1))
+    expected = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    assert "_codes" in script
+    assert np.ptp(got.astype(int)) > 150
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_sums_of_codes_are_rounded_as_the_runtime_does(tmp_path: Path) -> None:
+    """Add between Dequantize and Quantize, with a Relu."""
+    import onnxruntime
+
+    text = """<ir_version: 10, opset_import: ["":21]> g (uint8[1,16,9,9] x, uint8[1,16,9,9] y) => (uint8[1,16,9,9] z)
+        <float a = {0.02}, float b = {0.05}, float c = {0.03}, uint8 p = {120}, uint8 q = {7}, uint8 r = {3}>
+        { xd = DequantizeLinear(x, a, p) yd = DequantizeLinear(y, b, q) s = Add(xd, yd) t = Relu(s)
+          z = QuantizeLinear(t, c, r) }"""
+    file = tmp_path / "add.onnx"
+    onnx.save(onnx.parser.parse_model(text), file)
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.integers(0, 256, (1, 16, 9, 9)).astype(np.uint8) for name in ("x", "y")}
+    got, script = in_tvm(file, list(feeds.values()), of(ISAS[0], 1))
+    expected = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+    assert "divide" not in script
+    np.testing.assert_array_equal(got, expected)
+
+
+NET = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[1,3,16,16] x) => (float[1,10] y) <float[8,3,3,3] v, float[8,1,3,3] d, float[12,8,1,1] w, float[12,10] m>
+{ [first] a = Conv<pads=[1,1,1,1]>(x, v) [act] b = Relu(a) [deep] c = Conv<group=8>(b, d) [point] e = Conv(c, w)
+  [pool] g = GlobalAveragePool(e) [flat] f = Flatten(g) [head] y = MatMul(f, m) }"""
+
+
+def test_the_precision_int8_ships_a_library_that_multiplies_codes(tmp_path: Path) -> None:
+    write(from_text(NET), tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(8)]
+    options = Options(precision="int8", calibration_data=samples, keep_slow=True, require_numerics=True)
+    artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    assert "quantize-static" in artifact.manifest["pipeline"]
+    assert artifact.manifest["pipeline"].startswith("inline-functions,")
+    floats = driver.optimize(tmp_path / "net.onnx").model
+    write(floats, tmp_path / "floats.onnx")
+    with (
+        runnable(tmp_path / "build").open() as ours,
+        open_runner(tmp_path / "floats.onnx", SessionSettings(), isolate=False) as theirs,
+    ):
+        got, expected = ours.run(samples[0])["y"], theirs.run(samples[0])["y"]
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_what_is_slower_than_float_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        error = 0.01
+
+        def __init__(self, *args: Any) -> None: ...
+
+        def make_sure(self, limit: float) -> None: ...
+
+        def ratio(self, index: int = 0) -> Interval:
+            return Interval(1.5, 1.5, 1.5)
+
+    monkeypatch.setattr(paying, "Latency", Slow)
+    write(from_text(NET), tmp_path / "net.onnx")
+    x = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    options = Options(precision="int8", calibration_data=[{"x": item[None]} for item in x])
+    artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
+    assert artifact.report["slowness"]["shipped"] == "float"
+    assert artifact.manifest["main"] == "model.so"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from graphopt.targets.tvm.cpu.loops import Expr, load, number
-from graphopt.targets.tvm.machine import Machine
+from graphopt.targets.tvm.machine import Isa, Machine
 
 _SIGN = 0x80
 
@@ -109,6 +109,15 @@ _SDOT = Dot(4, "int32", "int8", "int8", 4, _sdot)
 _WIDENED = Dot(1, "int32", "int32", "int16", 1, _widened)
 
 
+_OF_CODES: dict[Isa, Dot] = {
+    "avx512vnni": _VNNI,
+    "avx512": _MADD_PAIRS,
+    "avx2": _MADD_PAIRS,
+    "neon": _WIDENED,
+    "neondot": _SDOT,
+}
+
+
 def of_codes(machine: Machine) -> Dot:
     """The step for 8-bit codes: four products at once where the machine has an instruction for them."""
-    return {"avx512vnni": _VNNI, "avx512": _MADD_PAIRS, "avx2": _MADD_PAIRS, "neon": _WIDENED}[machine.isa]
+    return _OF_CODES[machine.isa]

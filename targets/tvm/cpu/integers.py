@@ -35,9 +35,8 @@ class _Product:
     window: Window | None
 
     def emit(self, builder: Any, machine: Machine) -> Any:
-        if self.window is not None and depthwise.is_depthwise(self.weights.shape, self.window.groups):
-            if self.weights[0].size <= depthwise.MOST_TAPS:
-                return self._depthwise(builder, self.window)
+        if self.window is not None and depthwise.takes_codes(self.weights.shape, self.window.groups):
+            return self._depthwise(builder, self.window)
         dtype, taps = str(self.x.ty.dtype), dots.of_codes(machine).taps
         shape = tuple(int(dim) for dim in self.x.ty.shape)
         groups = 1 if self.window is None else self.window.groups
@@ -115,7 +114,7 @@ class _Integers(relax.PyExprMutator):  # type: ignore[misc]
             if window is None:
                 return None
             weights = weights.transpose(0, 3, 1, 2)
-        elif weights.ndim != 2:
+        elif weights.ndim != 2 or len(source[0].ty.shape) < 2:
             return None
         channels = weights.shape[1 if window is None else 0]
         return _Product(*source, weights.astype(np.int8), np.zeros(channels, np.int64), window)

@@ -3,8 +3,9 @@
     Dequantize(x) * Dequantize(w) + Dequantize(b)   ->   float(sum of (x - zero) * (w - zero) + b) * scale
 
 A QuantizeLinear behind it, perhaps behind Relu and Clip, goes on from the sums: one multiplication by x's scale times
-w's scale over y's, rounding and saturation, as the integer kernels of ONNX Runtime do. Not here: how codes are
-multiplied (targets/tvm/cpu/integers.py), and the rules of the operators.
+w's scale over y's, rounding and saturation, as the integer kernels of ONNX Runtime do. The sum of two dequantized
+values is quantized alike, each multiplied by its own scale over y's. Not here: how codes are multiplied
+(targets/tvm/cpu/integers.py), and the rules of the operators.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Sums:
-    """Integer sums behind a float value: value = float(sums) * scale; `scale` broadcasts to them."""
+    """Integers behind a float value: value = float(expr) * scale; `scale` broadcasts to them."""
 
     expr: Expr
     scale: np.ndarray
@@ -113,7 +114,7 @@ def to_float(c: Lowering, n: View, sums: Expr, found: Factors, trailing: int) ->
 
 
 def requantized(c: Lowering, n: View) -> Expr | None:
-    """A QuantizeLinear that follows integer sums, perhaps behind Relu and Clip; None when it does not."""
+    """A QuantizeLinear that follows integers, perhaps behind Relu and Clip; None when it does not."""
     scale, zero = const_array(n.value(1)), const_array(n.value(2)) if n.has(2) else np.zeros((), np.int64)
     dtype = n.out_dtype()
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or dtype not in BYTES:
@@ -121,20 +122,41 @@ def requantized(c: Lowering, n: View) -> Expr | None:
     step, point = np.float32(scale.reshape(())), int(zero.reshape(()))
     low, high = (limit - point for limit in LIMITS[dtype])
     value = n.value(0)
-    while value is not None and value not in c.sums:
-        bounds = _clips(value)
-        if bounds is None or not _read_once(value):
+    while value is not None and _read_once(value):
+        terms = _terms(c, value)
+        if terms:
+            scaled = [_in_steps(c, term, step) for term in terms]
+            steps = scaled[0] if len(scaled) == 1 else c.op.add(*map(c.emit, scaled))
+            bounds = c.const(low, "float32"), c.const(high, "float32")
+            return saturated(c, steps, bounds, c.const(point, "float32"), dtype)
+        clip = _clips(value)
+        if clip is None:
             return None
-        low, high = (int(np.clip(_steps(bound, step), low, high)) for bound in bounds)
+        low, high = (int(np.clip(_steps(bound, step), low, high)) for bound in clip)
         producer = value.producer()
         assert producer is not None
         value = producer.inputs[0]
-    if value is None or not _read_once(value):
-        return None
-    sums = c.sums[value]
-    factor = (sums.scale / step).astype(np.float32)
-    steps = c.op.multiply(c.op.astype(sums.expr, "float32"), c.const(factor))
-    return saturated(c, steps, (c.const(low, "float32"), c.const(high, "float32")), c.const(point, "float32"), dtype)
+    return None
+
+
+def _terms(c: Lowering, value: ir.Value) -> list[Sums]:
+    """Integers with scales whose sum is a value: the sums of a product, or two dequantized values; none for others."""
+    if value in c.sums:
+        return [c.sums[value]]
+    node = value.producer()
+    if node is None or node.op_type != "Add" or node.domain not in _STANDARD:
+        return []
+    sides = [dequantized(side) for side in node.inputs]
+    same = node.inputs[0] is not None and node.inputs[1] is not None and node.inputs[0].shape == node.inputs[1].shape
+    if not same or not all(
+        side is not None and side.scale.size == 1 and const_array(side.codes) is None for side in sides
+    ):
+        return []
+    return [Sums(shifted(c, c.get(side.codes), int(side.zero)), side.scale.reshape(())) for side in sides if side]
+
+
+def _in_steps(c: Lowering, term: Sums, step: np.float32) -> Expr:
+    return c.op.multiply(c.op.astype(term.expr, "float32"), c.const((term.scale / step).astype(np.float32)))
 
 
 def saturated(c: Lowering, steps: Expr, bounds: tuple[Expr, Expr], zero: Expr | None, dtype: str) -> Expr:

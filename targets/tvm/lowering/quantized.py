@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt.targets.tvm.lowering.codes import LIMITS, requantized, saturated
+from graphopt.targets.tvm.lowering.codes import LIMITS, requantized, saturated, shifted
 from graphopt.targets.tvm.lowering.linear import convolved
 from graphopt.targets.tvm.lowering.table import FLOATS, lowers
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from graphopt.targets.tvm.lowering.context import Lowering
     from graphopt.targets.tvm.lowering.view import View
 
@@ -25,9 +27,11 @@ def spread(c: Lowering, n: View, index: int) -> Expr | None:
     value, rank, own = c.input(n, index), n.rank(0), n.rank(index)
     dims = n.dims(index) or ()
     if own == 0 or dims == (1,):
-        return c.emit(c.reshape(value, [1] * rank)) if own else value
+        return _reshaped(c, value, [1] * rank) if own else value
     axis = n.axis(1)
     if not n.attr("block_size", 0):
+        if c.is_const(value):
+            return _reshaped(c, value, [-1 if d == axis else 1 for d in range(rank)])
         return c.emit(c.op.expand_dims(value, [d for d in range(rank) if d != axis])) if rank > 1 else value
     block = int(n.attr("block_size"))
 
@@ -38,6 +42,11 @@ def spread(c: Lowering, n: View, index: int) -> Expr | None:
         return c.te_lang.compute(out, at, name="repeat_blocks")
 
     return c.te(compute, value, name="repeat_blocks", shape=c.shape(n.value(0)))
+
+
+def _reshaped(c: Lowering, value: Expr, shape: list[int]) -> Expr:
+    """A value in another shape; a constant stays one."""
+    return c.const(value.value.numpy().reshape(shape)) if c.is_const(value) else c.emit(c.reshape(value, shape))
 
 
 @lowers("DequantizeLinear", dtypes=CODES)
@@ -101,8 +110,23 @@ def dynamic_quantize(c: Lowering, n: View) -> list[Expr]:
 
 
 def _shifted(c: Lowering, x: Expr, zero: Expr | None) -> Expr:
-    wide = c.op.astype(x, "int32")
-    return c.emit(wide if zero is None else c.op.subtract(wide, c.op.astype(zero, "int32")))
+    """Codes in 32-bit integers, less their zero point; constants stay constants."""
+    if c.is_const(x) and (zero is None or c.is_const(zero)):
+        return c.const(_wide(c, x, "int32").value.numpy() - (0 if zero is None else _integers(zero)))
+    if zero is None or (c.is_const(zero) and _integers(zero).size == 1):
+        return shifted(c, x, 0 if zero is None else int(_integers(zero).reshape(())))
+    return c.emit(c.op.subtract(c.op.astype(x, "int32"), _wide(c, zero, "int32")))
+
+
+def _integers(constant: Expr) -> np.ndarray:
+    return constant.value.numpy().astype("int32")
+
+
+def _ratio(c: Lowering, left: Expr, right: Expr, out: Expr) -> Expr:
+    """left * right / out, of scales."""
+    if all(map(c.is_const, (left, right, out))):
+        return c.const(left.value.numpy() * right.value.numpy() / out.value.numpy())
+    return c.op.divide(c.op.multiply(left, right), out)
 
 
 def _rows(c: Lowering, n: View, index: int) -> Expr | None:
@@ -114,9 +138,13 @@ def _rows(c: Lowering, n: View, index: int) -> Expr | None:
 
 @lowers("MatMulInteger", dtypes=BYTES)
 def matmul_integer(c: Lowering, n: View) -> Expr:
-    a = _shifted(c, c.input(n, 0), _rows(c, n, 2))
-    b = _shifted(c, c.input(n, 1), c.optional(n, 3))
-    return c.op.matmul(a, b, out_dtype="int32")
+    b, zero = _shifted(c, c.input(n, 1), c.optional(n, 3)), _rows(c, n, 2)
+    if zero is None or c.is_const(zero) or not c.is_const(b) or n.rank(1) != 2:
+        return c.op.matmul(_shifted(c, c.input(n, 0), zero), b, out_dtype="int32")
+    # A zero point that is computed is taken off behind the product, which is then one of codes.
+    sums = c.emit(c.op.matmul(_shifted(c, c.input(n, 0), None), b, out_dtype="int32"))
+    columns = c.const(b.value.numpy().sum(axis=0, dtype="int32"))
+    return c.op.subtract(sums, c.op.multiply(c.op.astype(zero, "int32"), columns))
 
 
 def _scale_check(n: View) -> str | None:
@@ -130,7 +158,7 @@ def qlinear_matmul(c: Lowering, n: View) -> Expr:
     b = _shifted(c, c.input(n, 3), c.input(n, 5))
     product = c.op.astype(c.op.matmul(a, b, out_dtype="int32"), "float32")
     left = _rows(c, n, 1)
-    factor = c.op.divide(c.op.multiply(left, c.input(n, 4)), c.input(n, 6))
+    factor = _ratio(c, left, c.input(n, 4), c.input(n, 6))
     return to_codes(c, c.op.multiply(product, factor), c.input(n, 7), n.out_dtype())
 
 
@@ -162,7 +190,7 @@ def qlinear_conv(c: Lowering, n: View) -> Expr:
     total = c.emit(convolved(c, n, x, w, 3, c.optional(n, 8)))
     scale = c.input(n, 4)
     scale = c.per_channel(scale, spatial) if n.rank(4) == 1 and n.dims(4) != (1,) else scale
-    factor = c.op.divide(c.op.multiply(c.input(n, 1), scale), c.input(n, 6))
+    factor = _ratio(c, c.input(n, 1), scale, c.input(n, 6))
     return to_codes(c, c.op.multiply(c.op.astype(total, "float32"), factor), c.input(n, 7), n.out_dtype())
 
 
@@ -171,4 +199,6 @@ def _kernels(c: Lowering, n: View, index: int, rank: int) -> Expr | None:
     value = c.optional(n, index)
     if value is None or n.rank(index) == 0 or n.dims(index) == (1,):
         return value
+    if c.is_const(value):
+        return _reshaped(c, value, [-1, *[1] * (rank - 1)])
     return c.emit(c.op.expand_dims(value, list(range(1, rank))))

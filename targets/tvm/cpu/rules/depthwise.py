@@ -49,7 +49,7 @@ CODES = "depthwise_codes"
 _WINDOW = "graphopt.window"
 _ZERO = "graphopt.zero"
 # Products of 8-bit codes less their zero points are below 2**15, and integers up to 2**24 are floats.
-MOST_TAPS = 1 << 9
+_MOST_TAPS = 1 << 9
 _MOST_COLUMNS = 8
 
 
@@ -78,7 +78,7 @@ def define(x: Any, w: Any, window: Window) -> Any:
 
 
 def define_codes(x: Any, w: Any, bias: Any, window: Window, zero: int) -> Any:
-    """The anchor: 32-bit sums of 8-bit codes `x` less their zero point, times packed float `w` of integers, plus bias."""
+    """The anchor: 32-bit sums of 8-bit codes `x` less their zero point, times integers as floats `w`, plus bias."""
     batch, height, width, channels = (int(dim) for dim in x.shape)
     kh, kw, _ = (int(dim) for dim in w.shape)
     rows, cols = window.outputs((height, width), (kh, kw))
@@ -213,3 +213,8 @@ def _cast(value: Expr, dtype: str, lanes: int) -> Expr:
 def is_depthwise(weights: Sequence[int], groups: int) -> bool:
     """Whether OIHW weights of this shape have one filter per channel."""
     return weights[1] == 1 and weights[0] == groups
+
+
+def takes_codes(weights: Sequence[int], groups: int) -> bool:
+    """Whether a convolution of codes with OIHW weights of this shape is summed here."""
+    return is_depthwise(weights, groups) and math.prod(weights[1:]) <= _MOST_TAPS

@@ -23,6 +23,7 @@ from graphopt.targets.tvm.cpu.blocks import Block, read_blocks, repeats_nothing_
 from graphopt.targets.tvm.cpu.fused import Fused, anchor_alone
 from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken, inline
 from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt
+from graphopt.targets.tvm.cpu.rules import words
 from graphopt.targets.tvm.machine import Machine
 
 # Element operations below which starting other threads costs more than it brings.
@@ -41,7 +42,9 @@ def schedule(function: Any, machine: Machine, anchored: Callable[[Fused, Machine
     inner = [block.out for block in blocks if not any(block.out.same_as(output) for output in outputs)]
     shared = _shared_axes(blocks, inner)
     anchors = [block for block in blocks if ANCHOR in block.node.annotations]
-    if not anchors and (shared or len(blocks) == 1):
+    if not anchors and len(blocks) == 1 and words.takes(blocks[0]):
+        nest = words.nest(blocks[0], machine, _threads(blocks, machine))
+    elif not anchors and (shared or len(blocks) == 1):
         nest = _Rows(blocks, inner, shared, machine).nest()
     else:
         nests = [
@@ -52,6 +55,11 @@ def schedule(function: Any, machine: Machine, anchored: Callable[[Fused, Machine
         ]
         nest = loops.allocate(inner, loops.block(*nests))
     return loops.function(function, nest)
+
+
+def _threads(blocks: Sequence[Block], machine: Machine) -> int:
+    """Threads that the work is worth."""
+    return machine.threads if sum(block.work() for block in blocks) >= _WORTH_THREADS else 1
 
 
 def _own_axes(block: Block) -> int:
@@ -99,8 +107,7 @@ class _Rows:
     def nest(self) -> Stmt:
         extents = [extent for _, extent in self.blocks[0].spatial[: self.shared]]
         rows = math.prod(extents)
-        work = sum(block.work() for block in self.blocks)
-        threads = self.machine.threads if work >= _WORTH_THREADS else 1
+        threads = _threads(self.blocks, self.machine)
         cut = self._cut(rows, threads)
 
         def task(t: Expr) -> Stmt:
