@@ -171,25 +171,29 @@ class Check:
         status: Status
         report = self.compare(candidate, tolerance, target, settings)
         if tolerance == "lossy":
-            parts = [(stretch, self._judge_stretch(stretch, candidate)) for stretch in self.stretches.all()]
+            runs = _runs_on(target, settings)
+            parts = [(stretch, self._judge_stretch(stretch, candidate, runs)) for stretch in self.stretches.all()]
             status, reason, details = join(parts, report)
         else:
             status, reason, details = report.status, report.reason, report.to_json()
             details = {key: value for key, value in details.items() if key not in ("status", "reason", "tolerance")}
         return Numbers(status, reason, report.tolerance, details, time.perf_counter() - start)
 
-    def _judge_stretch(self, stretch: Stretch, candidate: Path) -> NumericsReport:
-        """Judge one stretch; on the CPU, where its passes were run."""
+    def _judge_stretch(self, stretch: Stretch, candidate: Path, runs: RunnerFactory | None = None) -> NumericsReport:
+        """Judge one stretch; on the CPU, where its passes were run, but for a file that only its target runs."""
         from graphopt.reference import Reference
 
-        end = stretch.end or candidate
+        end, tolerance = stretch.end or candidate, stretch.tolerance
+        factory = runs if end.suffix != ".onnx" else None
+        if factory is not None:
+            tolerance = max(tolerance, "reassociates", key=ORDER.index)
         untouched = self._reference_model()
         if stretch.start is None:
-            return untouched.judge(end, stretch.tolerance)
+            return untouched.judge(end, tolerance, factory)
         model = load(stretch.start)
         feeds = [case for case in untouched.cases if not case.special] if _same_inputs(model, untouched) else []
         with Reference.open(stretch.start, model, _factory(), data=feeds) as reference:
-            return reference.judge(end, stretch.tolerance)
+            return reference.judge(end, tolerance, factory)
 
     def compare(
         self,
@@ -200,14 +204,10 @@ class Check:
     ) -> NumericsReport:
         """Judge a file against the untouched model by one tolerance class; target and settings as for `end`."""
         missing = target.available() if target is not None else None
-        factory: RunnerFactory | None = None
-        if target is not None and missing is None and not target.is_reference():
+        factory = _runs_on(target, settings)
+        if factory is not None:
             # Another device rounds differently even where the passes were exact.
             tolerance = max(tolerance, "reassociates", key=ORDER.index)
-
-            def factory(path: Path, setting: RunSetting) -> Runner:
-                return target.load(path, settings)
-
         report = self._reference_model().judge(candidate, tolerance, factory)
         if missing is None or report.status == "failed":
             return report
@@ -276,6 +276,17 @@ def _factory() -> RunnerFactory:
     from graphopt.targets.onnxruntime.runner import runner_factory
 
     return runner_factory(time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
+
+
+def _runs_on(target: Target | None, settings: Mapping[str, Any] | None) -> RunnerFactory | None:
+    """What opens a file on a target that is here and does not compute as the reference does."""
+    if target is None or target.available() is not None or target.is_reference():
+        return None
+
+    def factory(path: Path, setting: RunSetting) -> Runner:
+        return target.load(path, settings)
+
+    return factory
 
 
 def _reference_runner(path: Path) -> Runner:

@@ -252,11 +252,13 @@ def test_the_precision_int8_ships_a_library_that_multiplies_codes(tmp_path: Path
     write(from_text(NET), tmp_path / "net.onnx")
     rng = np.random.default_rng(0)
     samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(8)]
-    options = Options(precision="int8", calibration_data=samples, keep_slow=True, require_numerics=True)
+    options = Options(precision="int8", calibration_data=samples, keep_slow=True)
     artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
-    assert artifact.manifest["numerics"]["status"] == "passed"
+    assert artifact.manifest["numerics"]["reason"].startswith("lossy passes are measured, not judged")
+    stretches = artifact.report["numerics"]["stretches"]
+    assert [row["status"] for row in stretches] == ["passed"] * len(stretches)
+    assert stretches[-1]["tolerance"] == "reassociates"  # the library against the quantized model
     assert "quantize-static" in artifact.manifest["pipeline"]
-    assert artifact.manifest["pipeline"].startswith("inline-functions,")
     floats = driver.optimize(tmp_path / "net.onnx").model
     write(floats, tmp_path / "floats.onnx")
     with (

@@ -53,11 +53,10 @@ def _reshaped(c: Lowering, value: Expr, shape: list[int]) -> Expr:
 def dequantize(c: Lowering, n: View) -> Expr:
     """(x - zero point) * scale."""
     x, scale, zero = c.input(n, 0), spread(c, n, 1), spread(c, n, 2)
-    if all(c.is_const(item) for item in (x, scale, zero) if item is not None):
-        codes, steps = x.value.numpy().astype("int32"), scale.value.numpy()
-        return c.const(
-            (codes - (0 if zero is None else zero.value.numpy().astype("int32"))).astype(steps.dtype) * steps
-        )
+    assert scale is not None
+    if c.is_const(x) and c.is_const(scale) and (zero is None or c.is_const(zero)):
+        codes = _integers(x) - (0 if zero is None else _integers(zero))
+        return c.const(codes.astype(n.out_dtype()) * scale.value.numpy())
     wide = c.op.astype(x, "int32")
     if zero is not None:
         wide = c.op.subtract(wide, _wide(c, zero, "int32"))
