@@ -9,6 +9,8 @@ raising.py      calls said again as one operator
 lower.py        operators to anchors, weights packed
 inlining.py     inlining of elementwise blocks
 fused.py        a fused function taken apart: anchor and epilogue
+anchors.py      the anchors of contractions
+choices.py      contractions as data, and how each is cut
 blocks.py       the blocks of a function as data
 dispatch.py     which rule takes which function
 tiling.py       the analytic model of register tiles and tasks
@@ -24,18 +26,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.targets.tvm.cpu.choices import Pick, analytic
+
 if TYPE_CHECKING:
     import tvm
 
     from graphopt.targets.tvm.machine import Machine
 
 
-def optimize(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+def optimize(module: tvm.IRModule, machine: Machine, pick: Pick = analytic) -> tvm.IRModule:
     """Schedule a Relax module for a CPU.
 
     Args:
         module: operators such as R.nn.conv2d and R.matmul in `main`, weights as constants, as importers leave it.
         machine: the CPU.
+        pick: is asked how each contraction of static shapes is to be cut.
 
     Returns:
         A module whose TIR functions are scheduled and whose weights are packed, for static memory planning and the
@@ -43,4 +48,4 @@ def optimize(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """
     from graphopt.targets.tvm.cpu.pipeline import run
 
-    return run(module, machine)
+    return run(module, machine, pick)

@@ -6,6 +6,7 @@ Not here: the rules, and layouts (canonical.py, and relax.transform.ConvertLayou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,19 +14,21 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.targets.tvm.cpu.rules import conv2d, depthwise, matmul, transposed, winograd
+from graphopt.targets.tvm.cpu import anchors
+from graphopt.targets.tvm.cpu.choices import Pick, Workload
+from graphopt.targets.tvm.cpu.rules import conv2d, transposed
 from graphopt.targets.tvm.machine import Machine
 
 # AnnotateTIROpPattern's kOutEWiseFusable: elementwise consumers may join.
 _FUSES_ELEMENTWISE = 4
 
 
-def legalizations(machine: Machine) -> dict[str, Callable[[Any, Any], Any]]:
-    """The map for relax.transform.LegalizeOps."""
+def legalizations(machine: Machine, pick: Pick) -> dict[str, Callable[[Any, Any], Any]]:
+    """The map for relax.transform.LegalizeOps; `pick` is asked for every anchor."""
     return {
-        "relax.nn.conv2d": lambda builder, call: _conv2d(builder, call, machine),
-        "relax.nn.conv2d_transpose": lambda builder, call: _conv2d_transpose(builder, call, machine),
-        "relax.matmul": lambda builder, call: _matmul(builder, call, machine),
+        "relax.nn.conv2d": lambda builder, call: _conv2d(builder, call, machine, pick),
+        "relax.nn.conv2d_transpose": lambda builder, call: _conv2d_transpose(builder, call, machine, pick),
+        "relax.matmul": lambda builder, call: _matmul(builder, call, machine, pick),
     }
 
 
@@ -46,12 +49,12 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(int(dim) for dim in dims) if all(isinstance(dim, tvm.tirx.IntImm) for dim in dims) else None
 
 
-def _conv2d(builder: Any, call: Any, machine: Machine) -> Any:
+def _conv2d(builder: Any, call: Any, machine: Machine, pick: Pick) -> Any:
     x, weight = call.args
     window = window_of(call)
     if _shape(x) is None or window is None or not isinstance(weight, tvm.ir.GenericConst):
         return _default(builder, call)
-    return _convolution(builder, x, weight.value.numpy().transpose(0, 3, 1, 2), window, machine)
+    return _convolution(builder, x, weight.value.numpy().transpose(0, 3, 1, 2), window, machine, pick)
 
 
 def window_of(call: Any) -> conv2d.Window | None:
@@ -69,20 +72,12 @@ def window_of(call: Any) -> conv2d.Window | None:
     )
 
 
-def _convolution(builder: Any, x: Any, weights: np.ndarray, window: conv2d.Window, machine: Machine) -> Any:
+def _convolution(builder: Any, x: Any, weights: np.ndarray, window: conv2d.Window, machine: Machine, pick: Pick) -> Any:
     """The anchor for an NHWC input and constant OIHW weights."""
     shape = tuple(int(dim) for dim in x.ty.shape)
-    if depthwise.is_depthwise(weights.shape, window.groups):
-        packed = relax.const(depthwise.pack(weights))
-        return anchor(builder, lambda a, w: depthwise.define(a, w, window), x, packed, name=depthwise.NAME)
-    channels = weights.shape[0]
-    plan = winograd.better_plan(shape, weights.shape, window, machine)
-    if plan is not None:
-        packed = relax.const(winograd.pack(weights, plan, machine))
-        define = lambda a, u: winograd.define(a, u, window, channels, plan.m)  # noqa: E731
-        return anchor(builder, define, x, packed, name=winograd.NAME)
-    packed = relax.const(conv2d.packed(shape, weights, window, machine))
-    return anchor(builder, lambda a, w: conv2d.define(a, w, window, channels), x, packed, name=conv2d.NAME)
+    choice = pick(Workload("conv2d", shape, weights.shape, tuple(window.ints())))
+    found = anchors.convolution(shape, weights.shape, window, machine, choice)
+    return anchor(builder, found.define, x, relax.const(found.pack(weights)), name=found.name)
 
 
 def takes_transposed(call: Any) -> bool:
@@ -92,7 +87,7 @@ def takes_transposed(call: Any) -> bool:
     return plain and _shape(call.args[0]) is not None and isinstance(call.args[1], tvm.ir.GenericConst)
 
 
-def _conv2d_transpose(builder: Any, call: Any, machine: Machine) -> Any:
+def _conv2d_transpose(builder: Any, call: Any, machine: Machine, pick: Pick) -> Any:
     x, weight = call.args
     attrs = call.attrs
     layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout)
@@ -103,21 +98,23 @@ def _conv2d_transpose(builder: Any, call: Any, machine: Machine) -> Any:
     weights = weight.value.numpy()
     channels = weights.shape[1]
     window = transposed.window(size, outputs, weights.shape[2:], strides, before)
-    everything = builder.emit(_convolution(builder, x, transposed.phases(weights, strides), window, machine))
+    everything = builder.emit(_convolution(builder, x, transposed.phases(weights, strides), window, machine, pick))
     return builder.call_te(
         lambda a: transposed.shuffle(a, outputs, channels, strides, before), everything, primfunc_name_hint="shuffle"
     )
 
 
-def _matmul(builder: Any, call: Any, machine: Machine) -> Any:
+def _matmul(builder: Any, call: Any, machine: Machine, pick: Pick) -> Any:
     x, y = call.args
     left, right = _shape(x), _shape(y)
     if right is None or len(right) < 2 or x.ty.shape is None or len(x.ty.shape) < 2 or str(x.ty.dtype) != "float32":
         return _default(builder, call)
     if len(right) == 2 and isinstance(y, tvm.ir.GenericConst):
-        left = tuple(x.ty.shape)
-        packed = relax.const(matmul.packed(left, y.value.numpy(), machine))
-        return anchor(builder, lambda a, w: matmul.define_packed(a, w, right[1]), x, packed, name=matmul.NAME)
+        # Rows count through the batch.
+        known = None if left is None else Workload("matmul", (math.prod(left[:-1]), left[-1]), right)
+        found = anchors.product(tuple(x.ty.shape), right[1], machine, None if known is None else pick(known))
+        return anchor(builder, found.define, x, relax.const(found.pack(y.value.numpy())), name=found.name)
     if left is not None and left[:-2] == right[:-2]:
-        return anchor(builder, matmul.define, x, y, name=matmul.NAME)
+        found = anchors.batched_product(pick(Workload("batch_matmul", left, right)))
+        return anchor(builder, found.define, x, y, name=found.name)
     return _default(builder, call)

@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.tirx.transform import ForceNarrowIndexToInt32
 
 from graphopt.targets.tvm.cpu.canonical import canonicalize
+from graphopt.targets.tvm.cpu.choices import Pick
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
 from graphopt.targets.tvm.cpu.integers import anchor_integers
 from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
@@ -40,13 +41,13 @@ def _may_narrow(param: Any) -> bool:
     return str(param.ty.dtype) != "int64" and all(isinstance(dim, tvm.tirx.IntImm) for dim in param.ty.shape)
 
 
-def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+def run(module: tvm.IRModule, machine: Machine, pick: Pick) -> tvm.IRModule:
     """The passes of `optimize`."""
     with machine.target():
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = anchor_integers(canonicalize(module), machine)
-        module = relax.transform.LegalizeOps(legalizations(machine))(module)
+        module = relax.transform.LegalizeOps(legalizations(machine, pick))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)
         module = relax.transform.FuseTIR()(module)

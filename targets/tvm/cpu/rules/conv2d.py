@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.targets.tvm.cpu.choices import Choice, carried
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
 from graphopt.targets.tvm.cpu.fused import Fused
 from graphopt.targets.tvm.cpu.inlining import ANCHOR
@@ -34,6 +35,16 @@ class Window:
     dilations: tuple[int, int]
     padding: tuple[int, int, int, int]
     groups: int
+
+    @classmethod
+    def of(cls, ints: Sequence[int]) -> Window:
+        """The window of the numbers that `ints` gives."""
+        a, b, c, d, top, left, bottom, right, groups = ints
+        return cls((a, b), (c, d), (top, left, bottom, right), groups)
+
+    def ints(self) -> list[int]:
+        """Strides, dilations, padding, groups."""
+        return [*self.strides, *self.dilations, *self.padding, self.groups]
 
     def outputs(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
         """Output rows and columns."""
@@ -89,13 +100,23 @@ def pack(weights: np.ndarray, groups: int, width: int, taps: int = 1) -> np.ndar
     return np.ascontiguousarray(parts.reshape(groups, blocks, kh, kw, words, width * taps))
 
 
-def packed(shape: Sequence[int], weights: np.ndarray, window: Window, machine: Machine) -> np.ndarray:
+def default(g: Geometry, machine: Machine) -> Choice:
+    """What the analytic model says."""
+    p = problem(g)
+    tile = best_tile(p, machine)
+    staged = g.padded() or aliases(g.groups * g.inputs * g.strides[1], tile.rows * tile.cols)
+    return Choice("direct", tile, divide(p, tile, machine), staged)
+
+
+def packed(
+    shape: Sequence[int], weights: np.ndarray, window: Window, machine: Machine, choice: Choice | None = None
+) -> np.ndarray:
     """The weights as the nest for an input of this shape wants them."""
-    tile = best_tile(problem(geometry(shape, weights.shape, window)), machine)
-    return pack(weights, window.groups, tile.vectors * machine.lanes())
+    choice = choice or default(geometry(shape, weights.shape, window), machine)
+    return pack(weights, window.groups, choice.tile.vectors * machine.lanes())
 
 
-def define(x: Any, w: Any, window: Window, channels: int) -> Any:
+def define(x: Any, w: Any, window: Window, channels: int, choice: Choice | None = None) -> Any:
     """The anchor: what the convolution of NHWC `x` and packed `w` with so many output channels computes."""
     batch, height, width, _ = (int(dim) for dim in x.shape)
     _, _, kh, kw, inputs, block = (int(dim) for dim in w.shape)
@@ -111,22 +132,19 @@ def define(x: Any, w: Any, window: Window, channels: int) -> Any:
         value = tirx.if_then_else(inside, x[n, y, z, group * inputs + c], tirx.const(0, x.dtype))
         return te.sum(value * w[group, o // block, r, s, c, o % block], axis=[r, s, c])
 
-    ints = [*window.strides, *window.dilations, *window.padding, window.groups]
-    return te.compute((batch, rows, cols, channels), at, NAME, attrs={ANCHOR: NAME, _WINDOW: ints})
+    attrs = {ANCHOR: NAME, _WINDOW: window.ints(), **carried(choice)}
+    return te.compute((batch, rows, cols, channels), at, NAME, attrs=attrs)
 
 
 def schedule(fused: Fused, machine: Machine) -> Stmt:
     """The loop nest of a convolution and its epilogue."""
     x, w = fused.reads
-    a, b, c, d, *padding, groups = (int(i) for i in fused.attributes[_WINDOW])
-    window = Window((a, b), (c, d), (padding[0], padding[1], padding[2], padding[3]), groups)
+    window = Window.of([int(i) for i in fused.attributes[_WINDOW]])
     _, _, kh, kw, inputs, _ = shape_of(w)
     g = geometry(shape_of(x), (shape_of(fused.result)[3], inputs, kh, kw), window)
-    p = problem(g)
-    tile = best_tile(p, machine)
-    pixel = g.groups * g.inputs * g.strides[1]
-    staged = g.padded() or aliases(pixel, tile.rows * tile.cols)
-    return Contraction(g, _Conv(x, w, fused), tile, divide(p, tile, machine), machine.lanes(), staged).nest()
+    choice = Choice.of("direct", fused.attributes) or default(g, machine)
+    staged = choice.staged or g.padded()
+    return Contraction(g, _Conv(x, w, fused), choice.tile, choice.division, machine.lanes(), staged).nest()
 
 
 @dataclass(frozen=True)

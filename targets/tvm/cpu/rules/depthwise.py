@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.targets.tvm.cpu.choices import Choice, carried
 from graphopt.targets.tvm.cpu.fused import Fused
 from graphopt.targets.tvm.cpu.inlining import ANCHOR
 from graphopt.targets.tvm.cpu.loops import (
@@ -42,6 +43,7 @@ from graphopt.targets.tvm.cpu.loops import (
     when,
 )
 from graphopt.targets.tvm.cpu.rules.conv2d import Window
+from graphopt.targets.tvm.cpu.tiling import Division, Tile
 from graphopt.targets.tvm.machine import Machine
 
 NAME = "depthwise"
@@ -58,7 +60,14 @@ def pack(weights: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weights[:, 0].transpose(1, 2, 0))
 
 
-def define(x: Any, w: Any, window: Window) -> Any:
+def default(rows: int, cols: int, machine: Machine) -> Choice:
+    """Even column tiles of up to eight columns, and tasks of about four rows."""
+    width = math.ceil(cols / math.ceil(cols / _MOST_COLUMNS))
+    row_blocks = min(rows, machine.threads * math.ceil(rows / (4 * machine.threads)))
+    return Choice("depthwise", Tile(1, width, 1), Division(row_blocks, 1))
+
+
+def define(x: Any, w: Any, window: Window, choice: Choice | None = None) -> Any:
     """The anchor: what the depthwise convolution of NHWC `x` and packed `w` computes."""
     batch, height, width, channels = (int(dim) for dim in x.shape)
     kh, kw, _ = (int(dim) for dim in w.shape)
@@ -73,8 +82,8 @@ def define(x: Any, w: Any, window: Window) -> Any:
             tirx.if_then_else(inside, x[n, y, z, channel], tirx.const(0, x.dtype)) * w[r, s, channel], axis=[r, s]
         )
 
-    ints = [*window.strides, *window.dilations, *window.padding]
-    return te.compute((batch, rows, cols, channels), at, NAME, attrs={ANCHOR: NAME, _WINDOW: ints})
+    attrs = {ANCHOR: NAME, _WINDOW: window.ints(), **carried(choice)}
+    return te.compute((batch, rows, cols, channels), at, NAME, attrs=attrs)
 
 
 def define_codes(x: Any, w: Any, bias: Any, window: Window, zero: int) -> Any:
@@ -93,18 +102,18 @@ def define_codes(x: Any, w: Any, bias: Any, window: Window, zero: int) -> Any:
         first = tirx.all(r == 0, s == 0)
         return te.sum(value + tirx.if_then_else(first, bias[channel], tirx.const(0, "int32")), axis=[r, s])
 
-    ints = [*window.strides, *window.dilations, *window.padding]
-    attributes = {ANCHOR: CODES, _WINDOW: ints, _ZERO: zero}
+    attributes = {ANCHOR: CODES, _WINDOW: window.ints(), _ZERO: zero}
     return te.compute((batch, rows, cols, channels), at, CODES, attrs=attributes)
 
 
 def schedule(fused: Fused, machine: Machine) -> Stmt:
     """The loop nest of a depthwise convolution, of floats or codes, and its epilogue."""
     x, w, *bias = fused.reads
-    a, b, c, d, *padding = (int(i) for i in fused.attributes[_WINDOW])
-    window = Window((a, b), (c, d), (padding[0], padding[1], padding[2], padding[3]), 1)
+    window = Window.of([int(i) for i in fused.attributes[_WINDOW]])
+    _, rows, cols, _ = shape_of(fused.result)
+    choice = Choice.of("depthwise", fused.attributes) or default(rows, cols, machine)
     codes = _Codes(bias[0], int(fused.attributes[_ZERO])) if bias else None
-    return _Depthwise(x, w, fused, window, machine, codes).nest()
+    return _Depthwise(x, w, fused, window, machine.lanes(), choice, codes).nest()
 
 
 @dataclass(frozen=True)
@@ -121,14 +130,15 @@ class _Depthwise:
     w: Buffer
     fused: Fused
     window: Window
-    machine: Machine
+    lanes: int
+    choice: Choice
     codes: _Codes | None = None
 
     def nest(self) -> Stmt:
         batch, rows, _, channels = shape_of(self.fused.result)
-        lanes = self.machine.lanes()
+        lanes = self.lanes
         full, tail = divmod(channels, lanes)
-        row_blocks = min(rows, self.machine.threads * math.ceil(rows / (4 * self.machine.threads)))
+        row_blocks = min(rows, self.choice.division.row_blocks)
 
         def task(t: Expr) -> Stmt:
             n, part = t // row_blocks, t % row_blocks
@@ -148,7 +158,7 @@ class _Depthwise:
     def _columns(self, n: Expr, row: Expr, channel: Expr, lanes: int) -> Stmt:
         """Column tiles: those whose window lies inside share a loop, the others are specialised."""
         cols = shape_of(self.fused.result)[2]
-        width = math.ceil(cols / math.ceil(cols / _MOST_COLUMNS))
+        width = self.choice.tile.cols
         starts = range(0, cols, width)
         inner = [c for c in starts if c + width <= cols and self._inside(c, width)]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from graphopt.targets.tvm.cpu.choices import Choice, carried
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
 from graphopt.targets.tvm.cpu.fused import Fused
 from graphopt.targets.tvm.cpu.inlining import ANCHOR
@@ -55,13 +56,20 @@ def pack(weights: np.ndarray, width: int, taps: int = 1) -> np.ndarray:
     return conv2d.pack(weights.T[:, :, None, None], 1, width, taps)[0, :, 0, 0]
 
 
-def packed(left: Sequence[Expr], weights: np.ndarray, machine: Machine) -> np.ndarray:
+def default(g: Geometry, machine: Machine) -> Choice:
+    """What the analytic model says."""
+    p = problem(g)
+    tile = best_tile(p, machine)
+    return Choice("direct", tile, divide(p, tile, machine), isinstance(g.rows, int) and aliases(g.inputs, tile.rows))
+
+
+def packed(left: Sequence[Expr], weights: np.ndarray, machine: Machine, choice: Choice | None = None) -> np.ndarray:
     """The weights as the nest for a left operand of this shape wants them."""
-    tile = best_tile(problem(geometry(left, weights.shape[1], shared=True)), machine)
-    return pack(weights, tile.vectors * machine.lanes())
+    choice = choice or default(geometry(left, weights.shape[1], shared=True), machine)
+    return pack(weights, choice.tile.vectors * machine.lanes())
 
 
-def define_packed(x: Any, w: Any, channels: int) -> Any:
+def define_packed(x: Any, w: Any, channels: int, choice: Choice | None = None) -> Any:
     """The anchor: x [..., M, K] times packed w, `channels` columns."""
     k = te.reduce_axis((0, int(x.shape[-1])), "k")
     width = int(w.shape[-1])
@@ -69,17 +77,17 @@ def define_packed(x: Any, w: Any, channels: int) -> Any:
     def at(*i: Expr) -> Expr:
         return te.sum(x[(*i[:-1], k)] * w[i[-1] // width, k, i[-1] % width], axis=k)
 
-    return te.compute((*x.shape[:-1], channels), at, NAME, attrs={ANCHOR: NAME, _PACKED: 1})
+    return te.compute((*x.shape[:-1], channels), at, NAME, attrs={ANCHOR: NAME, _PACKED: 1, **carried(choice)})
 
 
-def define(x: Any, y: Any) -> Any:
+def define(x: Any, y: Any, choice: Choice | None = None) -> Any:
     """The anchor: x [..., M, K] times y [..., K, N] with equal leading dims."""
     k = te.reduce_axis((0, int(x.shape[-1])), "k")
 
     def at(*i: Expr) -> Expr:
         return te.sum(x[(*i[:-1], k)] * y[(*i[:-2], k, i[-1])], axis=k)
 
-    return te.compute((*x.shape[:-1], y.shape[-1]), at, NAME, attrs={ANCHOR: NAME, _PACKED: 0})
+    return te.compute((*x.shape[:-1], y.shape[-1]), at, NAME, attrs={ANCHOR: NAME, _PACKED: 0, **carried(choice)})
 
 
 def schedule(fused: Fused, machine: Machine) -> Stmt:
@@ -87,11 +95,10 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     x, w = fused.reads if len(fused.reads) == 2 else (fused.reads[0], fused.reads[0])  # a product with itself
     shared = bool(int(fused.attributes[_PACKED]))
     g = geometry(shape_of(x), shape_of(fused.result)[-1], shared)
-    p = problem(g)
-    tile = best_tile(p, machine)
-    staged = isinstance(g.rows, int) and aliases(g.inputs, tile.rows)
-    operands = _Product(x, w, fused, shared, tile.vectors * machine.lanes())
-    return Contraction(g, operands, tile, divide(p, tile, machine), machine.lanes(), staged, exact=not shared).nest()
+    choice = Choice.of("direct", fused.attributes) or default(g, machine)
+    tile, lanes = choice.tile, machine.lanes()
+    operands = _Product(x, w, fused, shared, tile.vectors * lanes)
+    return Contraction(g, operands, tile, choice.division, lanes, choice.staged, exact=not shared).nest()
 
 
 @dataclass(frozen=True)

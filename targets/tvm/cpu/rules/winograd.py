@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.targets.tvm.cpu.choices import Choice, carried
 from graphopt.targets.tvm.cpu.contraction import Contraction, Geometry
 from graphopt.targets.tvm.cpu.fused import Fused
 from graphopt.targets.tvm.cpu.inlining import ANCHOR
@@ -145,6 +146,12 @@ def make_plan(m: int, g: Geometry, machine: Machine) -> Plan:
     return Plan(m, tile_rows, tile_cols, row_blocks, best_tile(_products(tiles, g), replace(machine, threads=1)))
 
 
+def chosen_plan(choice: Choice, g: Geometry) -> Plan:
+    """The plan that a choice stands for."""
+    tile_rows, tile_cols = math.ceil(g.rows / choice.m), math.ceil(g.cols / choice.m)
+    return Plan(choice.m, tile_rows, tile_cols, min(tile_rows, choice.division.row_blocks), choice.tile)
+
+
 def _products(tiles: int, g: Geometry) -> Problem:
     """The product of one element: tiles x input channels x output channels."""
     return Problem(
@@ -184,7 +191,7 @@ def pack(weights: np.ndarray, plan: Plan, machine: Machine) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, blocks, width, inputs).transpose(0, 1, 3, 2))
 
 
-def define(x: Any, u: Any, window: Window, channels: int, m: int) -> Any:
+def define(x: Any, u: Any, window: Window, channels: int, m: int, choice: Choice | None = None) -> Any:
     """The anchor. Its body, a sum over transformed weights, only tells what is read: this rule always takes it."""
     batch, height, width, inputs = (int(dim) for dim in x.shape)
     rows, cols = window.outputs((height, width), (3, 3))
@@ -195,8 +202,8 @@ def define(x: Any, u: Any, window: Window, channels: int, m: int) -> Any:
         value = x[n, tirx.min(row, height - 1), tirx.min(col, width - 1), c]
         return te.sum(value * u[e, channel // block_width, c, channel % block_width], axis=[e, c])
 
-    ints = [m, *window.padding]
-    return te.compute((batch, rows, cols, channels), at, NAME, attrs={ANCHOR: NAME, _PADDING: ints})
+    attrs = {ANCHOR: NAME, _PADDING: [m, *window.padding], **carried(choice)}
+    return te.compute((batch, rows, cols, channels), at, NAME, attrs=attrs)
 
 
 def schedule(fused: Fused, machine: Machine) -> Stmt:
@@ -206,7 +213,9 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     window = Window((1, 1), (1, 1), (padding[0], padding[1], padding[2], padding[3]), 1)
     channels = shape_of(fused.result)[3]
     g = direct_geometry(shape_of(x), (channels, shape_of(x)[3], 3, 3), window)
-    return _Winograd(x, u, fused, g, make_plan(m, g, machine), machine).nest()
+    choice = Choice.of("winograd", fused.attributes)
+    plan = make_plan(m, g, machine) if choice is None else chosen_plan(choice, g)
+    return _Winograd(x, u, fused, g, plan, machine).nest()
 
 
 class _Winograd:
