@@ -25,11 +25,12 @@ from graphopt.gating import FloatTwin, Gating
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
+from graphopt.lowering import check_tuning, checked_file, lower, measured, take_tuned, write_plans
 from graphopt.manager import pipeline as pipelines
 from graphopt.manager.context import Context
 from graphopt.manager.instruments import Instruments, When
 from graphopt.manager.pipeline import Pipeline
-from graphopt.manager.plan import Plan, read_plans, to_json
+from graphopt.manager.plan import Plan, read_plans
 from graphopt.manager.registry import get, make_target
 from graphopt.manager.runner import RunResult, run
 from graphopt.precision import TIMED, with_precision
@@ -37,7 +38,8 @@ from graphopt.repro import write_repro
 
 if TYPE_CHECKING:
     from graphopt import ir
-    from graphopt.target import CompiledFiles, Target
+    from graphopt.target import Target
+    from graphopt.tuning import Remote
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Options:
         evaluate: compile only: the user's metric, a function of a runner or its name `module:function`.
         keep_slow: compile only: False times a quantized model here and leaves out what is slower than in float, all of
             it if need be; True ships it as it is; None: False with precision `int8` or `int8-dynamic`, else True.
+        tune: compile only: seconds in which the target may choose by measuring; None measures nothing.
+        remote: where `tune` measures: machines behind an RPC tracker; None for this one.
         frozen: compile only: the artifact that is there already must come out again, from the same inputs.
     """
 
@@ -105,6 +109,8 @@ class Options:
     gates: tuple[str, ...] = ()
     evaluate: Any = None
     keep_slow: bool | None = None
+    tune: float | None = None
+    remote: Remote | None = None
     frozen: bool = False
 
 
@@ -267,21 +273,22 @@ def compile(
     out = Path(output)
     if chosen.candidates():
         return choosing.compile_fastest(compile, source, chosen, out, options)
+    check_tuning(options, chosen)
     gating = Gating(options)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, artifacts.publish(out) as folder:
         job = _Job(source, chosen, options, Path(scratch))
-        job.transform()
+        job.transform(lowered=True)
         twin = FloatTwin(job, lambda source, changed, place: _Job(source, chosen, changed, place))
         while True:
             start = time.perf_counter()
-            files = chosen.compile(job.model, folder, options.external_data)
+            files = lower(job, folder)
             job.seconds["lower"] = time.perf_counter() - start
             settled = paying.settle(job, files, folder, twin)
             job, files = settled.job, settled.files
             if options.numerics == "off":
                 numbers = job.check.skipped("numerics are off")
             else:
-                numbers = job.check.end(folder / _checked(files, chosen), job.result, chosen, files.settings)
+                numbers = job.check.end(folder / checked_file(files, chosen), job.result, chosen, files.settings)
             try:
                 numbers = gating.judge(job, files, folder, numbers, twin, settled.hint())
             except GateError:
@@ -292,14 +299,14 @@ def compile(
                 continue
             break
         job.judge(numbers)
-        hashes = {name: file_hash(folder / name) for name in (*files.files, *job.write_plans(folder))}
+        hashes = {name: file_hash(folder / name) for name in (*files.files, *write_plans(job, folder))}
         manifest = {
             "format": artifacts.FORMAT,
             "input": job.check.identity,
             "interface": job.interface(),
             "main": files.main,
             "files": hashes,
-            "not_reproducible": [*files.not_reproducible, *settled.measured()],
+            "not_reproducible": [*files.not_reproducible, *settled.measured(), *measured(files)],
             "notes": list(files.notes),
             "numerics": numbers.verdict(),
             "pipeline": str(job.pipeline),
@@ -327,11 +334,6 @@ def compile(
         (folder / artifacts.MANIFEST).write_text(artifacts.dump(manifest), encoding="utf-8")
         (folder / artifacts.REPORT).write_text(artifacts.dump(report), encoding="utf-8")
     return Artifact(out, manifest, report)
-
-
-def _checked(files: CompiledFiles, target: Target) -> str:
-    """The file that numerics judge: on a machine without the device, the model that the code was made of."""
-    return files.main if target.available() is None else files.model or files.main
 
 
 def _check_print_after(names: Sequence[str], pipeline: Pipeline) -> None:
@@ -362,8 +364,11 @@ class _Job:
         self.result: RunResult | None = None
         self.source = source
 
-    def transform(self) -> None:
+    def transform(self, *, lowered: bool = False) -> None:
+        """Run the pipeline; plans for what is `lowered` then may hold what the target is to choose."""
         options = self.options
+        plans = read_plans(options.plan) if options.plan is not None else []
+        self.tuned = take_tuned(plans, options) if lowered else None
         instruments = Instruments(
             verify=options.verify,
             print_after=options.print_after,
@@ -378,7 +383,7 @@ class _Job:
             limit=options.bisect_limit,
             max_growth=options.max_growth,
             calibration=self.calibration,
-            plans=read_plans(options.plan) if options.plan is not None else (),
+            plans=plans,
         )
         start = time.perf_counter()
         try:
@@ -395,15 +400,6 @@ class _Job:
                 ctx.remarks.note("calibration", text)
             if options.save_calibration is not None:
                 self.calibration.save(options.save_calibration)
-
-    def write_plans(self, folder: Path) -> tuple[str, ...]:
-        """Write the plans that were carried out beside the model, where there are any; return the file's name."""
-        assert self.result is not None
-        made = self.result.ctx.plans.made
-        if not made:
-            return ()
-        (folder / artifacts.PLANS).write_text(to_json(made), encoding="utf-8")
-        return (artifacts.PLANS,)
 
     def judge(self, numbers: Numbers) -> None:
         if numbers.status == "failed":

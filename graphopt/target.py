@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
     from graphopt.ir.writer import ExternalData
+    from graphopt.tuning import Tuning
 
     Feeds = Mapping[str, Any]
     Arrays = dict[str, np.ndarray]
@@ -75,6 +76,7 @@ class CompiledFiles:
     Attributes:
         model: the ONNX file that `main` was made of, where `main` is none; feeds are made from it.
         details: what the report tells of the compilation.
+        decisions: what was chosen by measuring, as JSON values; `Target.compile_tuned` carries them out again.
     """
 
     main: str
@@ -84,6 +86,7 @@ class CompiledFiles:
     notes: tuple[str, ...] = ()
     model: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Target(ABC):
     summary: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ()
     """Packages besides ONNX Runtime whose versions decide what is written."""
+    tunes: ClassVar[bool] = False
+    """Whether `compile_tuned` can be asked."""
 
     def __str__(self) -> str:
         """The canonical text; registry.make_target reads it back."""
@@ -181,6 +186,16 @@ class Target(ABC):
     @abstractmethod
     def compile(self, model: ir.Model, out: Path, external_data: ExternalData = "auto") -> CompiledFiles:
         """Write the runtime's files into the existing folder `out`; `external_data` says where large weights go."""
+
+    def compile_tuned(
+        self, model: ir.Model, out: Path, tuning: Tuning, external_data: ExternalData = "auto"
+    ) -> CompiledFiles:
+        """As `compile`, with what can be chosen chosen by measuring.
+
+        Raises:
+            GraphoptError: the target has no tuner, or what it needs for measuring is missing.
+        """
+        raise GraphoptError(f"target {self.name} has nothing to tune")
 
     def settings(self) -> dict[str, Any]:
         """What `load` applies when it is given no settings, as JSON values; its options in the runtime's words."""

@@ -179,7 +179,7 @@ def _report(rows: list[_Row], rounds: int, plan: BenchPlan) -> BenchReport:
     medians = np.array([[np.median(block) for block in row.blocks] for row in rows])
     out = []
     for index, row in enumerate(rows):
-        ratio, low, high = _interval(medians[index], medians[0], plan.seed)
+        ratio, low, high = interval(medians[index], medians[0], plan.seed)
         seconds = np.concatenate([np.asarray(block) for block in row.blocks])
         out.append(
             BenchRow(
@@ -198,7 +198,7 @@ def _report(rows: list[_Row], rounds: int, plan: BenchPlan) -> BenchReport:
     return BenchReport(tuple(out), rounds, os.cpu_count() or 1, os.getloadavg()[0])
 
 
-def _interval(row: np.ndarray, base: np.ndarray, seed: int) -> tuple[float, float, float]:
+def interval(row: np.ndarray, base: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Median of the paired ratios and its 95 % bootstrap interval over rounds."""
     import numpy as np
 

@@ -60,4 +60,4 @@ def _move(made: Path, target: Path) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> GraphoptError:
     reason = error.strerror or str(error)
-    return GraphoptError(f"cannot write the model cache {folder}: {reason}; set GRAPHOPT_CACHE to another folder")
+    return GraphoptError(f"cannot write the cache {folder}: {reason}; set GRAPHOPT_CACHE to another folder")

@@ -62,14 +62,24 @@ class Child:
         watch = None if memory_limit is None else self._watch
         self._channel: Channel = Channel(self.process.stdout.fileno(), self.process.stdin.fileno(), watch)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: it was not closed, and did not end by itself."""
+        return self.process.poll() is None
+
     def ask(
-        self, doing: str, header: dict[str, Any], values: Mapping[str, Any] | None = None
+        self,
+        doing: str,
+        header: dict[str, Any],
+        values: Mapping[str, Any] | None = None,
+        time_limit: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Send a request and wait for its answer.
 
         Args:
             doing: what is being done to the subject, for messages: "running".
             header, values: the request; values are wire values.
+            time_limit: seconds for this request; None for the child's own.
 
         Raises:
             GraphoptError: the child refused, crashed, or passed a limit; in the latter two cases it is closed.
@@ -78,7 +88,8 @@ class Child:
 
         if self.process.returncode is not None:
             raise GraphoptError(f"the runner of {self._subject} is closed")
-        deadline = None if self._time_limit is None else time.monotonic() + self._time_limit
+        limit = self._time_limit if time_limit is None else time_limit
+        deadline = None if limit is None else time.monotonic() + limit
         try:
             self._channel.send(header, values, deadline)
             reply, results = self._channel.receive(deadline)
@@ -92,7 +103,7 @@ class Child:
         except WireTimeout:
             self.close()
             raise GraphoptError(
-                f"{doing} {self._subject} took over {self._time_limit:g} s and was stopped; "
+                f"{doing} {self._subject} took over {limit:g} s and was stopped; "
                 "raise the time limit or use smaller feeds"
             ) from None
         if "error" in reply:

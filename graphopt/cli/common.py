@@ -107,6 +107,11 @@ _INPUT = [
     ),
 ]
 
+_REMOTE = [
+    click.option("--remote", metavar="HOST:PORT", help="Measure on machines behind this TVM RPC tracker."),
+    click.option("--key", metavar="KEY", help="The key that those machines registered with."),
+]
+
 _PIPELINE = [
     click.option(
         "-O",
@@ -215,6 +220,11 @@ def _apply(options: list[Any], function: Callable[..., Any]) -> Callable[..., An
 def pipeline_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `compile`, `opt`, `explain` and `bisect` share."""
     return _apply(_PIPELINE, function)
+
+
+def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--remote` and `--key`."""
+    return _apply(_REMOTE, function)
 
 
 plan_only_option = click.option(

@@ -39,6 +39,8 @@ from graphopt.cli import common, report
     default=None,
     help="Ship a quantized model as it is; or time it here, and leave out what is slower than in float.",
 )
+@click.option("--tune", metavar="TIME", help="Choose by measuring for so long, e.g. 90s, 10m, 1h (target tvm).")
+@common.remote_options
 @common.plan_only_option
 @common.pipeline_options
 def command(
@@ -50,15 +52,25 @@ def command(
     gates: tuple[str, ...],
     evaluate: str | None,
     keep_slow: bool | None,
+    tune: str | None,
+    remote: str | None,
+    key: str | None,
     plan_only: bool,
     **flags: Any,
 ) -> None:
     """Optimize MODEL, lower it for a target, prove that it computes the same, and write an artifact folder."""
     from graphopt import driver
+    from graphopt.tuning import parse_duration, parse_remote
 
     source = common.pick_model(model, model_option)
     options = dataclasses.replace(
-        common.make_options(flags), frozen=frozen, gates=gates, evaluate=evaluate, keep_slow=keep_slow
+        common.make_options(flags),
+        frozen=frozen,
+        gates=gates,
+        evaluate=evaluate,
+        keep_slow=keep_slow,
+        tune=None if tune is None else parse_duration(tune),
+        remote=parse_remote(remote, key),
     )
     if plan_only:
         common.print_plans(source, target, options)

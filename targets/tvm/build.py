@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.cpu.choices import Pick, analytic
 from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.toolchain import linker
 
@@ -51,12 +52,12 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
     return reason
 
 
-def scheduled(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:
+def scheduled(module: tvm.IRModule, machine: Machine, pick: Pick = analytic) -> tuple[tvm.IRModule, str | None]:
     """Scheduled by targets/tvm/cpu; where that does not take the module, `stock`, with the reason."""
     from graphopt.targets.tvm.cpu import optimize
 
     try:
-        return optimize(module, machine), None
+        return optimize(module, machine, pick), None
     except Exception as error:  # TVM's passes raise classes of their own; slow code is better than none, if told
         return stock(module, machine)[0], first_line(error)
 

@@ -5,9 +5,9 @@ Libraries are made in a child process (worker_compile.py): a compiler that crash
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +18,37 @@ from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
 from graphopt.targets.tvm.parts import extract
-from graphopt.targets.tvm.plan import LIBRARY, ExecutionPlan, Part
+from graphopt.targets.tvm.plan import LIBRARY, PLAN, ExecutionPlan, Part
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.targets.tvm.machine import Machine
 
+Choices = Mapping[str, list[Any]]
+"""How contractions are cut: the JSON form of a choice by the text of its workload (targets/tvm/cpu/choices.py)."""
 COMPILE_SECONDS = 1800.0
 """A compiler that takes longer is stopped."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The plan, files besides plan.json, details for the report, and what the user is told."""
+    """The plan, files besides plan.json, details for the report, notes for the user, and how often workloads occur."""
 
     plan: ExecutionPlan
     files: tuple[str, ...]
     details: dict[str, Any]
     notes: tuple[str, ...]
+    workloads: Mapping[str, int]
+
+    @property
+    def main(self) -> str:
+        """The file to load: the library, or the plan where there are several parts."""
+        return LIBRARY if [part.file for part in self.plan.parts] == [LIBRARY] else PLAN
 
 
-def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: bool, threads: int) -> Compiled:
+def compile_model(
+    model: ir.Model, folder: Path, machine: Machine, fallback: bool, threads: int, choices: Choices
+) -> Compiled:
     """Compile a model into `folder` and write its plan.
 
     Args:
@@ -47,6 +57,7 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
         machine: what code is generated for.
         fallback: leave what TVM does not take to ONNX Runtime.
         threads: of the parts in ONNX Runtime.
+        choices: how contractions are cut, by workload; the analytic model decides about the others.
 
     Raises:
         GraphoptError: nodes that TVM does not take and no fallback, or nothing that it takes; a compiler failed.
@@ -63,9 +74,11 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
     parts: list[Part] = []
     files: list[str] = []
     rows: list[dict[str, Any]] = []
+    workloads: Counter[str] = Counter()
     for number, piece in enumerate(pieces):
         whole = len(pieces) == 1
-        part, names, told = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole)
+        part, names, told = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole, choices)
+        workloads.update(told.pop("workloads", {}))
         parts.append(part)
         files += names
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
@@ -74,14 +87,14 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
     plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts))
     plan.write(folder)
     details = {
-        "machine": dataclasses.asdict(machine),
+        "machine": machine.to_json(),
         "parts": rows,
         "boundary_bytes": boundary_bytes(pieces, shapes),
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
     slow = [row for row in rows if row.get("not_scheduled")]
     notes = tuple(f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow)
-    return Compiled(plan, tuple(files), details, notes)
+    return Compiled(plan, tuple(files), details, notes, workloads)
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
@@ -100,7 +113,7 @@ def _summary(refused: list[tuple[ir.Node, str]]) -> str:
 
 def _compile_piece(
     model: ir.Model, piece: Piece, shapes: Shapes, folder: Path, machine: Machine, threads: int, number: int,
-    whole: bool,
+    whole: bool, choices: Choices,
 ) -> tuple[Part, tuple[str, ...], dict[str, Any]]:  # fmt: skip
     from graphopt.ir.writer import write
 
@@ -115,7 +128,7 @@ def _compile_piece(
     with tempfile.TemporaryDirectory(prefix="graphopt-tvm-") as scratch:
         source = Path(scratch) / "part.onnx"
         write(model if whole else extract(model, piece, shapes), source)
-        told = compile_library(source, folder / name, machine)
+        told = compile_library(source, folder / name, machine, choices)
     return Part("tvm", name, inputs, outputs), (name,), told
 
 
@@ -129,8 +142,11 @@ def _fuse(part: ir.Model, threads: int) -> None:
     run(part, pipeline.parse("@fuse-target"), Context(part, target=Cpu(threads=threads)))
 
 
-def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, Any]:
-    """Compile an ONNX file in a child process; return `seconds` by step, and why it is `not_scheduled`.
+def compile_library(model: Path, library: Path, machine: Machine, choices: Choices) -> dict[str, Any]:
+    """Compile an ONNX file in a child process.
+
+    Returns:
+        `seconds` by step, why it is `not_scheduled` (None if it is), and how often each of its `workloads` occurs.
 
     Raises:
         GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
@@ -141,9 +157,8 @@ def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, A
     compiler(machine.triple)  # the message comes before the work
     child = Child("graphopt.targets.tvm.worker_compile", "TVM's compiler", model.name, time_limit=COMPILE_SECONDS)
     try:
-        request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
-        reply, _ = child.ask("compiling", request)
-        return {"seconds": reply["seconds"], "not_scheduled": reply["not_scheduled"]}
+        request = {"model": str(model), "library": str(library), "machine": machine.to_json(), "choices": dict(choices)}
+        return child.ask("compiling", request)[0]
     finally:
         child.close()
 

@@ -9,9 +9,12 @@ Not here: how a schedule follows from it (targets/tvm/cpu).
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,6 +77,14 @@ class Machine:
     triple: str
     mcpu: str
     mattr: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+        """Read what `to_json` wrote, after its way through JSON."""
+        return cls(**{**data, "mattr": tuple(data["mattr"])})
 
     def lanes(self, bits: int = 32) -> int:
         """Elements of so many bits in one vector register."""
@@ -138,6 +149,17 @@ def foreign(machine: Machine) -> bool:
     """Whether this process runs on another kind of machine."""
     arm = platform.machine() in ("aarch64", "arm64")
     return arm != (machine.triple == _ARM)
+
+
+def cpu_name() -> str:
+    """What the kernel calls this CPU, with family, model and stepping where it tells them."""
+    wanted = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    return " ".join(found[key] for key in wanted if key in found) or platform.machine()
 
 
 def cores() -> int:

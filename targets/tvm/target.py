@@ -11,6 +11,7 @@ the library needs neither it nor plan.json (docs/tvm.md).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
     from graphopt.ir.writer import ExternalData
+    from graphopt.targets.tvm.compiling import Choices, Compiled
     from graphopt.targets.tvm.machine import Machine
+    from graphopt.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Tvm(Target):
     name: ClassVar[str] = "tvm"
     summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU"
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
+    tunes: ClassVar[bool] = True
 
     device: Literal["cpu", "aarch64"] = "cpu"
     isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
@@ -113,20 +117,52 @@ class Tvm(Target):
         Raises:
             GraphoptError: a node that TVM does not take, a missing compiler, or TVM failed.
         """
-        from graphopt.frontends.onnx import load
+        source = self._write(model, out, external_data)
+        return self._files(self._make(out, out, {}), source)
+
+    def compile_tuned(
+        self, model: ir.Model, out: Path, tuning: Tuning, external_data: ExternalData = "auto"
+    ) -> CompiledFiles:
+        """As `compile`, with choices found by measuring (targets/tvm/tuning).
+
+        Raises:
+            GraphoptError: as `compile`; this machine cannot run the code; no machine waits at the tracker; or earlier
+                decisions that are not for this.
+        """
+        from graphopt.targets.tvm.tuning.model import compile_tuned
+
+        source = self._write(model, out, external_data)
+        made, result = compile_tuned(lambda folder, choices: self._make(out, folder, choices), out, self, tuning)
+        files = self._files(made, source)
+        return dataclasses.replace(
+            files,
+            notes=(*files.notes, *result.notes),
+            details={**files.details, "tuning": result.details},
+            decisions=result.decisions,
+        )
+
+    def _write(self, model: ir.Model, out: Path, external_data: ExternalData) -> tuple[str, ...]:
         from graphopt.ir.writer import write
-        from graphopt.targets.tvm.compiling import compile_model
 
         if importlib.util.find_spec("tvm") is None:
             raise MissingDependency("compiling with TVM", "tvm")
-        source = write(model, out / MODEL, external_data)
+        return write(model, out / MODEL, external_data)
+
+    def _make(self, source: Path, folder: Path, choices: Choices) -> Compiled:
+        """Compile the model that lies in `source` into `folder`."""
+        from graphopt.frontends.onnx import load
+        from graphopt.targets.tvm.compiling import compile_model
+
         # Read anew: in a model that passes have worked on, dims without a name have several.
-        made = compile_model(load(out / MODEL), out, self.machine(), self.fallback == "onnxruntime", self.threads)
+        model, fallback = load(source / MODEL), self.fallback == "onnxruntime"
+        return compile_model(model, folder, self.machine(), fallback, self.threads, choices)
+
+    def _files(self, made: Compiled, source: tuple[str, ...]) -> CompiledFiles:
         missing = self.available()
         libraries = tuple(part.file for part in made.plan.parts if part.runtime == "tvm")
         others = tuple(name for name in made.files if name not in libraries)
         return CompiledFiles(
-            main=LIBRARY if libraries == (LIBRARY,) else PLAN,
+            main=made.main,
             files=(*libraries, *others, PLAN, *source),
             settings=self.settings(),
             not_reproducible=libraries,

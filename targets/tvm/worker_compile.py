@@ -5,8 +5,10 @@ A compiler that crashes or hangs takes this process down, not graphopt; and TVM'
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def answer(request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, A
         GraphoptError: TVM refuses the model, or a compiler is missing.
     """
     try:
-        return compile_file(Path(request["model"]), Path(request["library"]), request["machine"]), {}
+        return _compile(request), {}
     except GraphoptError:
         raise
     except Exception as error:  # TVM raises classes of its own; all mean that it could not compile
@@ -30,10 +32,15 @@ def answer(request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, A
         raise GraphoptError(f"TVM cannot compile {request['model']}: {name}: {first_line(error)}") from error
 
 
-def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """Compile one ONNX file; return the seconds that each step took, and whose schedules it has."""
+def _compile(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile one ONNX file.
+
+    Returns:
+        The seconds that each step took, why the code is not scheduled, and how often each workload occurs.
+    """
     from graphopt.frontends.onnx import load
     from graphopt.targets.tvm.build import build, scheduled
+    from graphopt.targets.tvm.cpu.choices import Choice, Workload
     from graphopt.targets.tvm.lowering.graph import lower
     from graphopt.targets.tvm.machine import Machine
 
@@ -41,13 +48,20 @@ def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[st
     import tvm  # noqa: F401
 
     imported = time.perf_counter()
-    module = lower(load(model))
+    module = lower(load(Path(request["model"])))
     lowered = time.perf_counter()
-    where = Machine(**{**machine, "mattr": tuple(machine["mattr"])})
-    reason = build(module, where, library, scheduled)
+    choices = {text: Choice.from_json(choice) for text, choice in request["choices"].items()}
+    workloads: Counter[str] = Counter()
+
+    def pick(workload: Workload) -> Choice | None:
+        workloads[str(workload)] += 1
+        return choices.get(str(workload))
+
+    schedule = functools.partial(scheduled, pick=pick)
+    reason = build(module, Machine.from_json(request["machine"]), Path(request["library"]), schedule)
     end = time.perf_counter()
     seconds = {"import": imported - start, "lower": lowered - imported, "build": end - lowered}
-    return {"seconds": seconds, "not_scheduled": reason}
+    return {"seconds": seconds, "not_scheduled": reason, "workloads": dict(workloads)}
 
 
 if __name__ == "__main__":

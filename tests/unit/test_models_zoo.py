@@ -97,7 +97,7 @@ def test_place_takes_the_folder_that_another_process_made(tmp_path: Path) -> Non
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GraphoptError, match=r"cannot write the model cache .*GRAPHOPT_CACHE"):
+    with pytest.raises(GraphoptError, match=r"cannot write the cache .*GRAPHOPT_CACHE"):
         cache.place(tmp_path / "file" / "model.onnx", lambda made: None)
 
 

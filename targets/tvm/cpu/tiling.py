@@ -130,7 +130,7 @@ def stream_cycles(weight_bytes: int, machine: Machine) -> float:
 
 def busiest(problem: Problem, tile: Tile, machine: Machine) -> float:
     """Estimated cycles of the thread that has most to do."""
-    waste = _waste(problem, tile, divide(problem, tile, machine), machine)
+    waste = wasted(problem, tile, divide(problem, tile, machine), machine)
     return waste * estimate(problem, tile, machine) * problem.batch * problem.groups / machine.threads
 
 
@@ -150,7 +150,7 @@ def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:
     for chunks in _chunks(blocks, machine.threads):
         for row_blocks in sorted({fit, *(min(row_tiles, fit * k) for k in range(1, 2 * machine.threads + 1))}):
             division = Division(row_blocks, chunks)
-            waste = _waste(problem, tile, division, machine)
+            waste = wasted(problem, tile, division, machine)
             traffic = weight_bytes * row_blocks * problem.batch + input_bytes * chunks * problem.batch
             found = ((round(waste, 1), traffic), division)
             if best is None or found[0] < best[0]:
@@ -159,7 +159,7 @@ def divide(problem: Problem, tile: Tile, machine: Machine) -> Division:
     return best[1]
 
 
-def _waste(problem: Problem, tile: Tile, division: Division, machine: Machine) -> float:
+def wasted(problem: Problem, tile: Tile, division: Division, machine: Machine) -> float:
     """Work of the busiest thread over that of an even division."""
     row_tiles = math.ceil(problem.rows / tile.rows)
     blocks = problem.groups * math.ceil(problem.channels / (machine.lanes() * tile.vectors))

@@ -128,7 +128,7 @@ def better_plan(shape: Sequence[int], weights: Sequence[int], window: Window, ma
     found = None
     for m in TRANSFORMS:
         plan = make_plan(m, g, machine)
-        cycles = _cycles(plan, g, machine)
+        cycles = plan_cycles(plan, g, machine)
         if cycles < best:
             best, found = cycles, plan
     return found
@@ -143,7 +143,7 @@ def make_plan(m: int, g: Geometry, machine: Machine) -> Plan:
     rounds = math.ceil(blocks * g.batch / machine.threads)
     row_blocks = min(tile_rows, max(blocks, rounds * machine.threads // g.batch))
     tiles = math.ceil(tile_rows / row_blocks) * tile_cols
-    return Plan(m, tile_rows, tile_cols, row_blocks, best_tile(_products(tiles, g), replace(machine, threads=1)))
+    return Plan(m, tile_rows, tile_cols, row_blocks, best_tile(element_products(tiles, g), replace(machine, threads=1)))
 
 
 def chosen_plan(choice: Choice, g: Geometry) -> Plan:
@@ -152,7 +152,7 @@ def chosen_plan(choice: Choice, g: Geometry) -> Plan:
     return Plan(choice.m, tile_rows, tile_cols, min(tile_rows, choice.division.row_blocks), choice.tile)
 
 
-def _products(tiles: int, g: Geometry) -> Problem:
+def element_products(tiles: int, g: Geometry) -> Problem:
     """The product of one element: tiles x input channels x output channels."""
     return Problem(
         batch=1,
@@ -166,11 +166,11 @@ def _products(tiles: int, g: Geometry) -> Problem:
     )
 
 
-def _cycles(plan: Plan, g: Geometry, machine: Machine) -> float:
+def plan_cycles(plan: Plan, g: Geometry, machine: Machine) -> float:
     """Estimated cycles of the busiest core."""
     alpha = plan.m + 2
     tiles = plan.block_tiles()
-    products = alpha**2 * estimate(_products(tiles, g), plan.tile, machine)
+    products = alpha**2 * estimate(element_products(tiles, g), plan.tile, machine)
     weights = alpha**2 * g.inputs * g.channels * 4
     # Transforms: loads, stores and about three additions per element and dimension.
     vectors = tiles * (math.ceil(g.inputs / machine.lanes()) + math.ceil(g.channels / machine.lanes()))
