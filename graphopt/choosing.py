@@ -113,7 +113,8 @@ def _first_good(
                 raise GraphoptError(f"it cannot run here: {reason}")
             given = source.clone() if isinstance(source, ir.Model) else source
             place = Path(tempfile.mkdtemp(dir=scratch))
-            tried.append(_Tried(text, compile_one(given, target, place, options)))
+            own = options if target.tunes else replace(options, tune=None, remote=None)
+            tried.append(_Tried(text, compile_one(given, target, place, own)))
             break
         except PassError:
             raise

@@ -13,7 +13,7 @@ from graphopt.manager.registry import make_target
 
 if TYPE_CHECKING:
     from graphopt import ir
-    from graphopt.target import Runner, Target
+    from graphopt.target import Place, Runner, Target
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ class Runnable:
         if reason is not None:
             raise GraphoptError(f"{self.path} cannot be run here: {reason}")
         return self.target.load(self.path, {**self.settings, **changes} or None)
+
+    def open_at(self, place: Place | None, **changes: Any) -> Runner:
+        """Open it on a machine elsewhere, or here where that is None.
+
+        Raises:
+            GraphoptError: as for `open`.
+        """
+        return self.open(**changes) if place is None else place.load(self.path, {**self.settings, **changes})
 
     def open_float(self, **changes: Any) -> Runner:
         """Open it as a model of floats, also where its inputs or outputs are codes.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
     from graphopt.ir.writer import ExternalData
-    from graphopt.tuning import Tuning
+    from graphopt.tuning import Remote, Tuning
 
     Feeds = Mapping[str, Any]
     Arrays = dict[str, np.ndarray]
@@ -63,6 +63,28 @@ class Runner(ABC):
         """Free the runtime's memory; the runner cannot be used afterwards."""
 
     def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Place(ABC):
+    """Another machine, lent for a while, on which compiled files run; a context manager."""
+
+    @abstractmethod
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
+        """Open a compiled main file there.
+
+        Raises:
+            GraphoptError: it does not run there.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the machine back; its runners cannot be used afterwards."""
+
+    def __enter__(self) -> Place:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -204,6 +226,14 @@ class Target(ABC):
     @abstractmethod
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
         """Open a compiled main file (or any ONNX file) for running."""
+
+    def remote(self, remote: Remote) -> Place:
+        """Borrow a machine elsewhere that runs what this target compiled.
+
+        Raises:
+            GraphoptError: the target runs here only, or no machine is there.
+        """
+        raise GraphoptError(f"target {self.name} runs on this machine only; --remote is for what tvm compiled")
 
     def executed(self, path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> Path:
         """Write the graph that the runtime makes of a model into `folder`, as an ONNX file, and return its path.

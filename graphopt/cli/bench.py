@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from graphopt.cli.common import emit, say
 
 if TYPE_CHECKING:
     from graphopt.running import Runnable
+    from graphopt.target import Place
 
 
 @click.command("bench")
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op; without it each model's own setting.")
 @click.option("--duration", default=3.0, show_default=True, help="Seconds of measuring per model.")
 @click.option("--warmup", default=3, show_default=True, help="Runs before anything counts.")
+@common.remote_options
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def command(
@@ -34,6 +37,8 @@ def command(
     threads: int | None,
     duration: float,
     warmup: int,
+    remote: str | None,
+    key: str | None,
     as_json: bool,
     **shapes: Any,
 ) -> None:
@@ -41,7 +46,9 @@ def command(
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for, runnables
     from graphopt.timing import BenchPlan, bench
+    from graphopt.tuning import parse_remote
 
+    where = parse_remote(remote, key)
     chosen = [item for model in models for item in runnables(model, target)]
     labels = _labels(chosen)
     by_label = dict(zip(labels, chosen, strict=True))
@@ -49,22 +56,20 @@ def command(
     captured, _ = capture(
         chosen[0].graph, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"])
     )
-    with chosen[0].open() as runner:
-        feeds = feeds_for(captured, runner, data)
-    if data is None and not as_json:
-        say(
-            "graphopt: no --data, so the inputs are made up: "
-            + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape"))
+    with ExitStack() as stack:
+        place = None if where is None else stack.enter_context(chosen[0].target.remote(where))
+        with chosen[0].open_at(place) as runner:
+            feeds = feeds_for(captured, runner, data)
+        _say_made(feeds, data, as_json)
+        for item in chosen:
+            if item.path != chosen[0].path:
+                _check_inputs(item, place, feeds)
+        report = bench(
+            labels,
+            feeds,
+            lambda label: by_label[label].open_at(place, **changes),
+            BenchPlan(seconds=duration, warmup=warmup),
         )
-    for item in chosen:
-        if item.path != chosen[0].path:
-            _check_inputs(item, feeds)
-    report = bench(
-        labels,
-        feeds,
-        lambda label: by_label[label].open(**changes),
-        BenchPlan(seconds=duration, warmup=warmup),
-    )
     if as_json:
         emit(report.to_json())
     else:
@@ -82,11 +87,19 @@ def _labels(chosen: list[Runnable]) -> list[Path]:
     ]
 
 
-def _check_inputs(item: Runnable, feeds: dict[str, Any]) -> None:
+def _say_made(feeds: dict[str, Any], data: Path | None, as_json: bool) -> None:
+    if data is None and not as_json:
+        say(
+            "graphopt: no --data, so the inputs are made up: "
+            + ", ".join(f"{name}{list(value.shape)}" for name, value in feeds.items() if hasattr(value, "shape"))
+        )
+
+
+def _check_inputs(item: Runnable, place: Place | None, feeds: dict[str, Any]) -> None:
     from graphopt.errors import GraphoptError
     from graphopt.feedfiles import check_feeds
 
-    with item.open() as runner:
+    with item.open_at(place) as runner:
         try:
             check_feeds(feeds, runner.inputs, f"the first model's inputs do not fit {item.path}")
         except GraphoptError as error:

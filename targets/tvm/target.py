@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError, MissingDependency
-from graphopt.target import CompiledFiles, Runner, Target
+from graphopt.target import CompiledFiles, Place, Runner, Target
 from graphopt.targets.tvm import machine as machines
 from graphopt.targets.tvm.lowering.table import why_not, why_not_op
 from graphopt.targets.tvm.plan import LIBRARY, MODEL, PLAN
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from graphopt.ir.writer import ExternalData
     from graphopt.targets.tvm.compiling import Choices, Compiled
     from graphopt.targets.tvm.machine import Machine
-    from graphopt.tuning import Tuning
+    from graphopt.tuning import Remote, Tuning
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,11 @@ class Tvm(Target):
             model=MODEL,
             details=made.details,
         )
+
+    def remote(self, remote: Remote) -> Place:
+        from graphopt.targets.tvm.remote import RemoteMachine
+
+        return RemoteMachine(remote)
 
     def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
         """Open what was compiled in a child process; an ONNX file is compiled first, as it stands.

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.targets.child import Child
+from graphopt.targets.tvm.remote import as_json
 
 if TYPE_CHECKING:
     from graphopt.targets.tvm.machine import Machine
+    from graphopt.tuning import Remote
 
 BUILDER = "graphopt.targets.tvm.tuning.worker_build"
 MEASURER = "graphopt.targets.tvm.tuning.worker_measure"
+REMOTE = "graphopt.targets.tvm.tuning.worker_remote"
 START_SECONDS = 60.0
 """For a process to be ready: it imports TVM."""
 
@@ -123,8 +126,7 @@ class Runner:
     Args:
         start: makes the process.
         limit: seconds that a request may take.
-        hello: the first request to a new process, which finds a machine; None where it runs on this one. A request that
-            fails on a machine that has to be found is made a second time: that one may be gone, and not the choice bad.
+        hello: the first request to a new process: where machines wait; None where it is this machine.
     """
 
     def __init__(self, start: Callable[[], Child], limit: float, hello: Mapping[str, Any] | None = None) -> None:
@@ -165,19 +167,28 @@ class Runner:
 
     def _begin(self, header: dict[str, Any]) -> float:
         if self._hello is not None and not self._warm.alive:
-            try:
-                self._warm.ask("finding", self._hello)
-            except GraphoptError as error:
-                self._warm.close()
-                raise RunnerLost(str(error)) from None
-        return float(self._warm.ask("timing", header)["seconds"])
+            self._warm.ask("starting", self._hello)
+        # A remote machine may have to be waited for.
+        return float(self._answered(header, 0.0 if self._hello is None else START_SECONDS)["seconds"])
 
     def _ask(self, header: dict[str, Any], built: Built) -> dict[str, Any]:
         if self._opened is None:
             raise GraphoptError("no workload is open")
         if not self._warm.alive:  # it died on another choice
             self._begin(self._opened)
-        return self._warm.ask("timing", {**header, "folder": str(built.folder)})
+        return self._answered({**header, "folder": str(built.folder)})
+
+    def _answered(self, header: dict[str, Any], more: float = 0.0) -> dict[str, Any]:
+        reply = self._warm.ask("timing", header, more)
+        if "lost" in reply:
+            raise RunnerLost(reply["lost"])
+        return reply
+
+
+def remote_runner(remote: Remote, threads: int, limit: float) -> Runner:
+    """A runner on whatever machines the tracker has for the key, one at a time."""
+    hello = {"op": "connect", **as_json(remote), "threads": threads}
+    return Runner(lambda: Child(REMOTE, "TVM's client", "the candidate"), limit, hello)
 
 
 def local_runner(environment: Mapping[str, str], limit: float, worker: str = MEASURER) -> Runner:

@@ -24,19 +24,21 @@ from graphopt.targets.tvm.compiling import Choices, Compiled
 from graphopt.targets.tvm.cpu.choices import Choice, Workload
 from graphopt.targets.tvm.machine import Machine, cores, cpu_name
 from graphopt.targets.tvm.plan import MODEL, PLAN
+from graphopt.targets.tvm.remote import machines
 from graphopt.targets.tvm.settings import TvmSettings
 from graphopt.targets.tvm.tuning.database import Database, schedules_version
-from graphopt.targets.tvm.tuning.lane import Builder, Runner, local_runner
+from graphopt.targets.tvm.tuning.lane import Builder, Runner, local_runner, remote_runner
 from graphopt.targets.tvm.tuning.tuner import Tuner
 from graphopt.timing import BenchPlan, BenchReport, bench
 
 if TYPE_CHECKING:
+    from graphopt.target import Place
     from graphopt.targets.tvm.target import Tvm
     from graphopt.tuning import Tuning
 
 Make = Callable[[Path, Choices], Compiled]
 """make(folder, choices): compile the model into an existing folder."""
-_MOST_BUILDERS = 4
+_MOST_BUILDERS, _MOST_RUNNERS = 4, 16
 # Most of the budget that stays for compiling the tuned model and timing it, and that timing's seconds per row.
 _RESERVE, _BENCH_SECONDS = 0.4, 4.0
 # Seconds that a choice may take to compile or to time, at most and at least.
@@ -63,18 +65,16 @@ def compile_tuned(make: Make, folder: Path, target: Tvm, tuning: Tuning) -> tupl
     if tuning.decisions is not None:
         choices = _replayed(tuning.decisions, machine)
         return make(folder, choices), Result(dict(tuning.decisions), {"replayed": len(choices)}, ())
-    reason = target.available()
-    if reason is not None:
-        raise GraphoptError(f"tuning times code, and that cannot be run here: {reason}; tune on another with --remote")
     start = time.monotonic()
+    count = _places(target, tuning)
     untuned = make(folder, {})
     compiled = time.monotonic() - start
     reserve = min(_RESERVE * tuning.seconds, compiled + 3 * _BENCH_SECONDS)
-    database = Database(cache_root() / "tvm" / "tuned", _key(machine))
+    database = Database(cache_root() / "tvm" / "tuned", _key(machine, tuning))
     with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as scratch, ExitStack() as stack:
         limit = min(max(tuning.seconds / 20, _CANDIDATE_SECONDS[0]), _CANDIDATE_SECONDS[1])
         builders = [Builder(machine, Path(scratch), limit) for _ in range(min(cores(), _MOST_BUILDERS))]
-        runners: list[Runner] = [local_runner(TvmSettings(threads=machine.threads).environment(), limit)]
+        runners = [_runner(machine, tuning, limit) for _ in range(count)]
         for close in [*(builder.close for builder in builders), *(runner.close for runner in runners)]:
             stack.callback(close)
         progress = stack.enter_context(Progress("tuning", round(tuning.seconds), shown=tuning.progress))
@@ -87,7 +87,7 @@ def compile_tuned(make: Make, folder: Path, target: Tvm, tuning: Tuning) -> tupl
         shipped, report = untuned, None
         if choices:
             made = make(tuned, choices)
-            report = _compare(folder, untuned, tuned, made, target)
+            report = _compare(folder, untuned, tuned, made, target, tuning)
             if _is_faster(report):
                 shipped = made
                 for name in (*made.files, PLAN):
@@ -113,11 +113,31 @@ def _replayed(decisions: Mapping[str, Any], machine: Machine) -> dict[str, list[
     return {str(workload): choice.to_json() for workload, choice in found}
 
 
-def _key(machine: Machine) -> dict[str, Any]:
+def _places(target: Tvm, tuning: Tuning) -> int:
+    """On how many machines choices are timed.
+
+    Raises:
+        GraphoptError: on none.
+    """
+    if tuning.remote is not None:
+        return min(machines(tuning.remote), _MOST_RUNNERS)
+    reason = target.available()
+    if reason is not None:
+        raise GraphoptError(f"tuning times code, and that cannot be run here: {reason}; tune on another with --remote")
+    return 1
+
+
+def _runner(machine: Machine, tuning: Tuning, limit: float) -> Runner:
+    if tuning.remote is not None:
+        return remote_runner(tuning.remote, machine.threads, limit)
+    return local_runner(TvmSettings(threads=machine.threads).environment(), limit)
+
+
+def _key(machine: Machine, tuning: Tuning) -> dict[str, Any]:
     """What a measurement depends on."""
     made = versions(("apache-tvm",)).get("apache-tvm", "")
     return {
-        "machine": {**machine.to_json(), "cpu": cpu_name()},
+        "machine": {**machine.to_json(), "cpu": str(tuning.remote or cpu_name())},
         "versions": {"apache-tvm": made, "schedules": schedules_version()},
     }
 
@@ -136,16 +156,20 @@ def _watch(progress: Progress, start: float) -> Callable[[Tuner], None]:
     return show
 
 
-def _compare(folder: Path, untuned: Compiled, other: Path, tuned: Compiled, target: Tvm) -> BenchReport:
-    """The two models in turns, each in a process of its own."""
+def _compare(folder: Path, untuned: Compiled, other: Path, tuned: Compiled, target: Tvm, tuning: Tuning) -> BenchReport:
+    """The two models in turns: here each in a process of its own, or both on one remote machine."""
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for
 
     settings = {**target.settings(), "force_spinning_stop": True}
     first, second = folder / untuned.main, other / tuned.main
-    with target.load(first, settings) as runner:
-        feeds = feeds_for(capture(folder / MODEL)[0], runner, None)
-    return bench([first, second], feeds, lambda path: target.load(path, settings), BenchPlan(seconds=_BENCH_SECONDS))
+    with ExitStack() as stack:
+        place: Tvm | Place = target
+        if tuning.remote is not None:
+            place = stack.enter_context(target.remote(tuning.remote))
+        with place.load(first, settings) as runner:
+            feeds = feeds_for(capture(folder / MODEL)[0], runner, None)
+        return bench([first, second], feeds, lambda path: place.load(path, settings), BenchPlan(seconds=_BENCH_SECONDS))
 
 
 def _is_faster(report: BenchReport) -> bool:

@@ -108,14 +108,15 @@ class Server:
         check(tried.result(), self._expected)
         if op == "try":
             limits = Limits(request["seconds"], request["hopeless"])
-            return {"ratio": _row(race([self._base.time, tried.time], limits)[1])}, {}
+            return {"ratio": as_row(race([self._base.time, tried.time], limits)[1])}, {}
         if op == "confirm":
             rows = race([self._base.time, self._base.time, tried.time], Limits(request["seconds"]))
-            return {"again": _row(rows[1]), "ratio": _row(rows[2])}, {}
+            return {"again": as_row(rows[1]), "ratio": as_row(rows[2])}, {}
         raise GraphoptError(f"the worker has no request {op!r}")
 
 
-def _row(ratio: Ratio) -> list[float]:
+def as_row(ratio: Ratio) -> list[float]:
+    """A reply's words for a measurement."""
     return [ratio.value, ratio.low, ratio.high, ratio.seconds]
 
 
