@@ -37,7 +37,7 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-tvm: $(VENV)/.installed
-	$(PIP) -e ".[dev,tvm]"
+	$(PIP) -e ".[dev,tvm-rpc]"
 	@touch $@
 
 try: setup
