@@ -69,7 +69,7 @@ def compile_tuned(make: Make, folder: Path, target: Tvm, tuning: Tuning) -> tupl
     count = _places(target, tuning)
     untuned = make(folder, {})
     compiled = time.monotonic() - start
-    reserve = min(_RESERVE * tuning.seconds, compiled + 3 * _BENCH_SECONDS)
+    reserve = min(_RESERVE * tuning.seconds, compiled + 3 * _bench_seconds(tuning))
     database = Database(cache_root() / "tvm" / "tuned", _key(machine, tuning))
     with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as scratch, ExitStack() as stack:
         limit = min(max(tuning.seconds / 20, _CANDIDATE_SECONDS[0]), _CANDIDATE_SECONDS[1])
@@ -169,7 +169,13 @@ def _compare(folder: Path, untuned: Compiled, other: Path, tuned: Compiled, targ
             place = stack.enter_context(target.remote(tuning.remote))
         with place.load(first, settings) as runner:
             feeds = feeds_for(capture(folder / MODEL)[0], runner, None)
-        return bench([first, second], feeds, lambda path: place.load(path, settings), BenchPlan(seconds=_BENCH_SECONDS))
+        return bench(
+            [first, second], feeds, lambda path: place.load(path, settings), BenchPlan(seconds=_bench_seconds(tuning))
+        )
+
+
+def _bench_seconds(tuning: Tuning) -> float:
+    return min(_BENCH_SECONDS, tuning.seconds / 20)
 
 
 def _is_faster(report: BenchReport) -> bool:

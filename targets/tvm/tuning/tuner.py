@@ -221,4 +221,8 @@ class Tuner:
                 return done
 
         with ThreadPoolExecutor(max(1, len(workers))) as pool:
-            return list(pool.map(one, items))
+            try:
+                return list(pool.map(one, items))
+            except BaseException:  # Ctrl-C: what is running ends after its present choice
+                self.deadline = time.monotonic()
+                raise

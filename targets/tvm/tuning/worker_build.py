@@ -5,6 +5,7 @@ It stays warm: TVM is imported once. Requests: `ready`, `space` (the choices of 
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,5 +50,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: no candidate is to blame for it
     without_torch()
     sys.exit(serve(answer))

@@ -7,6 +7,7 @@ same for longer, and the untuned function against itself). TVM's runtime is load
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -132,5 +133,6 @@ def check(result: np.ndarray, expected: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: no candidate is to blame for it
     without_torch()
     sys.exit(serve(Server().answer))

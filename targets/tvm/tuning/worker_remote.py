@@ -7,6 +7,7 @@ no machine is left, the answer says `lost`.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,5 +146,6 @@ class Server:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent: no candidate is to blame for it
     without_torch()
     sys.exit(serve(Server().answer))
