@@ -18,7 +18,7 @@ from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
 from graphopt.targets.tvm.parts import extract
-from graphopt.targets.tvm.plan import LIBRARY, ExecutionPlan, Part
+from graphopt.targets.tvm.plan import LIBRARY, SOURCE, ExecutionPlan, Part
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -71,7 +71,7 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
     specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
-    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts))
+    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch)
     plan.write(folder)
     details = {
         "machine": dataclasses.asdict(machine),
@@ -116,7 +116,8 @@ def _compile_piece(
         source = Path(scratch) / "part.onnx"
         write(model if whole else extract(model, piece, shapes), source)
         told = compile_library(source, folder / name, machine)
-    return Part("tvm", name, inputs, outputs), (name,), told
+    kernels = Path(name).with_suffix(SOURCE).name
+    return Part("tvm", name, inputs, outputs), (name, *((kernels,) if machine.arch else ())), told
 
 
 def _fuse(part: ir.Model, threads: int) -> None:
@@ -130,20 +131,24 @@ def _fuse(part: ir.Model, threads: int) -> None:
 
 
 def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, Any]:
-    """Compile an ONNX file in a child process; return `seconds` by step, and why it is `not_scheduled`.
+    """Compile an ONNX file in a child process; return `seconds` by step and what build.Built tells.
 
     Raises:
         GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
     """
     from graphopt.targets.child import Child
+    from graphopt.targets.tvm.gpu.nvcc import nvcc
     from graphopt.targets.tvm.toolchain import compiler
 
     compiler(machine.triple)  # the message comes before the work
+    if machine.arch:
+        nvcc(machine.arch)
     child = Child("graphopt.targets.tvm.worker_compile", "TVM's compiler", model.name, time_limit=COMPILE_SECONDS)
     try:
         request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
         reply, _ = child.ask("compiling", request)
-        return {"seconds": reply["seconds"], "not_scheduled": reply["not_scheduled"]}
+        known = ("seconds", "not_scheduled", "rules", "kernels")
+        return {name: reply[name] for name in known if reply[name] or name == "not_scheduled"}
     finally:
         child.close()
 

@@ -1,7 +1,8 @@
-"""What code is generated for: instruction set, vector registers, caches, threads, and the LLVM target of these.
+"""What code is generated for: instruction set, vector registers, caches, threads, a GPU, and TVM's target of these.
 
     machine = host(threads=2)                   # this CPU
     machine = of("avx2", threads=4)             # a CPU by its instruction set, with typical caches
+    machine = gpu("sm_90")                      # a GPU and its host
     machine.llvm()                              # {"kind": "llvm", "mcpu": "x86-64-v3", ...} for tvm.target.Target
 
 Not here: how a schedule follows from it (targets/tvm/cpu).
@@ -9,6 +10,7 @@ Not here: how a schedule follows from it (targets/tvm/cpu).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -63,6 +65,8 @@ class Machine:
         registers: number of vector registers.
         l1, l2: bytes of a core's data caches.
         triple, mcpu, mattr: how LLVM is told the above.
+        arch: the GPU that kernels are generated for, as nvcc spells it (`sm_90`), or "" for none; then this CPU is its
+            host, which launches them.
     """
 
     isa: Isa
@@ -74,6 +78,7 @@ class Machine:
     triple: str
     mcpu: str
     mattr: tuple[str, ...] = ()
+    arch: str = ""
 
     def lanes(self, bits: int = 32) -> int:
         """Elements of so many bits in one vector register."""
@@ -88,7 +93,17 @@ class Machine:
         """TVM's target, host included."""
         import tvm
 
-        return tvm.target.Target(self.llvm(), self.llvm())
+        return tvm.target.Target(self.cuda() if self.arch else self.llvm(), self.llvm())
+
+    def cuda(self) -> dict[str, Any]:
+        """The JSON form of TVM's target for the GPU: limits that every architecture of nvcc 13 has."""
+        return {
+            "kind": "cuda",
+            "arch": self.arch,
+            "max_threads_per_block": 1024,
+            "max_shared_memory_per_block": 48 << 10,
+            "thread_warp_size": 32,
+        }
 
 
 def of(isa: Isa, threads: int = 0) -> Machine:
@@ -122,6 +137,12 @@ def host(threads: int = 0) -> Machine | None:
     )
 
 
+def gpu(arch: str) -> Machine:
+    """A GPU, and a host of this kind of machine with the instructions that any machine with such a GPU has."""
+    host_like = of("neon" if _is_arm() else "avx2")
+    return dataclasses.replace(host_like, arch=arch)
+
+
 def host_isa() -> Isa | None:
     """The widest instruction set that this CPU has."""
     preferred: tuple[Isa, ...] = ("avx512vnni", "avx512", "avx2", "neondot", "neon")
@@ -136,8 +157,11 @@ def missing_flags(isa: Isa) -> tuple[str, ...]:
 
 def foreign(machine: Machine) -> bool:
     """Whether this process runs on another kind of machine."""
-    arm = platform.machine() in ("aarch64", "arm64")
-    return arm != (machine.triple == _ARM)
+    return _is_arm() != (machine.triple == _ARM)
+
+
+def _is_arm() -> bool:
+    return platform.machine() in ("aarch64", "arm64")
 
 
 def cores() -> int:

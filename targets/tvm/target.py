@@ -1,4 +1,5 @@
-"""The TVM target: `tvm{device=cpu isa=avx2 threads=4}`, one shared library with code and weights.
+"""The TVM target: `tvm{device=cpu isa=avx2 threads=4}` or `tvm{device=cuda arch=sm_90}`, one shared library with code
+and weights.
 
     files = Tvm(threads=2).compile(model, folder)      # model.so, plan.json, model.onnx
     runner = Tvm().load(folder / "model.so", files.settings)
@@ -24,6 +25,12 @@ from graphopt.targets.tvm.lowering.table import why_not, why_not_op
 from graphopt.targets.tvm.plan import LIBRARY, MODEL, PLAN
 from graphopt.targets.tvm.settings import TvmSettings
 
+Arch = Literal[
+    "auto", "sm_75", "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120",
+    "sm_121",
+]  # fmt: skip
+"""GPUs that nvcc 13 compiles for."""
+
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
@@ -33,24 +40,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tvm(Target):
-    """Apache TVM: code for a CPU, ahead of time.
+    """Apache TVM: code for a CPU or an NVIDIA GPU, ahead of time.
 
     Attributes:
-        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64` is cross-compiled for 64-bit ARM Linux.
+        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64` is cross-compiled for 64-bit ARM Linux; `cuda`
+            is an NVIDIA GPU in a machine of this kind.
+        arch: with device=cuda, the GPU that kernels are made for; `auto` is sm_80. Newer ones run them too, translated
+            from PTX by the driver when they are loaded.
         isa: instruction set; `auto` is what this machine has (with device=aarch64: neon).
         threads: threads that the code is made for and run with; 0 for one per CPU of this machine.
         emulator: `qemu` runs code for aarch64 on this machine, to verify it; TVM's runtime for it is fetched once.
+            `cpu` does so with kernels for a GPU: their CUDA source is compiled for this machine's CPU.
         fallback: `onnxruntime` leaves nodes that TVM does not take to ONNX Runtime; `none` refuses such models.
     """
 
     name: ClassVar[str] = "tvm"
-    summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU"
+    summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU or GPU"
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
 
-    device: Literal["cpu", "aarch64"] = "cpu"
+    device: Literal["cpu", "aarch64", "cuda"] = "cpu"
+    arch: Arch = "auto"
     isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
     threads: int = 0
-    emulator: Literal["none", "qemu"] = "none"
+    emulator: Literal["none", "qemu", "cpu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"
 
     def __post_init__(self) -> None:
@@ -60,6 +72,16 @@ class Tvm(Target):
             raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; there are neon and neondot")
         if self.emulator == "qemu" and self.device != "aarch64":
             raise GraphoptError("target 'tvm': emulator=qemu is for code of another machine: device=aarch64")
+        if self.emulator == "cpu" and self.device != "cuda":
+            raise GraphoptError("target 'tvm': emulator=cpu is for kernels of a GPU: device=cuda")
+        if self.arch != "auto" and self.device != "cuda":
+            raise GraphoptError(f"target 'tvm': arch={self.arch} is a GPU; it goes with device=cuda")
+        if self.device == "cuda" and self.isa != "auto":
+            raise GraphoptError(f"target 'tvm': device=cuda has no isa={self.isa}; its GPU is named by arch=sm_90")
+        if self.device == "cuda" and self.threads and self.fallback == "none":
+            raise GraphoptError(
+                "target 'tvm': device=cuda has no threads; they are for parts in ONNX Runtime (fallback)"
+            )
 
     def machine(self) -> Machine:
         """What code is generated for.
@@ -69,6 +91,8 @@ class Tvm(Target):
         """
         if self.device == "aarch64":
             return machines.of("neondot" if self.isa == "neondot" else "neon", self.threads)
+        if self.device == "cuda":
+            return machines.gpu("sm_80" if self.arch == "auto" else self.arch)
         if self.isa != "auto":
             return machines.of(self.isa, self.threads)
         found = machines.host(self.threads)
@@ -87,6 +111,10 @@ class Tvm(Target):
             return None if installed else "qemu-user is not installed: apt-get install qemu-user"
         if machines.foreign(machine):
             return f"this machine is no {machine.triple.partition('-')[0]}; emulator=qemu runs the code here"
+        if machine.arch and self.emulator == "none":
+            from graphopt.targets.tvm.gpu.driver import why_not as why_no_gpu
+
+            return why_no_gpu(machine.arch)
         lacking = machines.missing_flags(machine.isa)
         return f"this CPU lacks {', '.join(lacking)}; copy the artifact to one that has it" if lacking else None
 

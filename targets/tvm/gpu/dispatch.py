@@ -1,0 +1,75 @@
+"""Which rule schedules which function: the first that takes it, and the fallback takes all.
+
+Not here: the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import dlight
+
+from graphopt.errors import GraphoptError
+from graphopt.targets.tvm.gpu import RULE, contraction
+from graphopt.targets.tvm.machine import Machine
+
+_Rule = Callable[[Any, Machine], Any | None]
+
+
+def _dlight(rule: Any) -> _Rule:
+    """One of TVM's own rules; a function that it stumbles over is one that it does not take."""
+
+    def apply(function: Any, machine: Machine) -> Any | None:
+        try:
+            scheduled = rule.apply(function, machine.target(), False)
+        except Exception:  # dlight's rules assert what they expect, and raise classes of their own
+            return None
+        return None if scheduled is None else scheduled.mod["main"]
+
+    return apply
+
+
+_RULES: dict[str, _Rule] = {
+    "contraction": contraction.schedule,
+    "gemv": _dlight(dlight.gpu.GEMV()),
+    "reduction": _dlight(dlight.gpu.Reduction()),
+    "general-reduction": _dlight(dlight.gpu.GeneralReduction()),
+    "transpose": _dlight(dlight.gpu.Transpose()),
+    "fallback": _dlight(dlight.gpu.Fallback()),
+}
+"""In the order in which they are asked."""
+
+
+def schedule_module(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+    """The module with every TIR function bound to threads.
+
+    Raises:
+        GraphoptError: no rule takes a function.
+    """
+    out = module.clone()
+    with machine.target():
+        for name, function in module.functions_items():
+            if isinstance(function, tirx.PrimFunc):
+                out.update_func(name, schedule_function(function, machine, name.name_hint))
+    return out
+
+
+def schedule_function(function: Any, machine: Machine, name: str = "main") -> Any:
+    """The function bound to threads, with the attribute RULE; one that brings its own threads stays as it is.
+
+    Raises:
+        GraphoptError: no rule takes it.
+    """
+    if function.attrs.get("tirx.is_scheduled", 0):
+        return function.with_attr(RULE, "its own")
+    for rule, apply in _RULES.items():
+        scheduled = apply(function, machine)
+        if scheduled is not None:
+            kept = {key: value for key, value in function.attrs.items() if key not in scheduled.attrs}
+            for key, value in kept.items():
+                scheduled = scheduled.with_attr(key, value)
+            return scheduled.with_attr("tirx.is_scheduled", 1).with_attr(RULE, rule)
+    raise GraphoptError(f"no schedule for GPUs takes the function {name}")

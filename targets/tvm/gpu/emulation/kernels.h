@@ -1,0 +1,126 @@
+// CUDA C++ as this machine's compiler takes it: what TVM's kernels use of the language. Included before their source.
+#pragma once
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 0
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// One block runs at a time, so what its threads share is shared by all.
+#define __shared__ static
+// `static alignas(64)` is no C++.
+#define alignas(bytes) __attribute__((aligned(bytes)))
+
+struct Dim3 {
+  int x, y, z;
+};
+extern "C" {
+extern Dim3 graphopt_thread, graphopt_block, graphopt_grid_size, graphopt_block_size;
+void graphopt_syncthreads();
+// Every thread of a warp hands in a value of `size` bytes and gets that of the lane `source` of its warp.
+void graphopt_exchange(const void* value, void* result, int size, int source);
+int graphopt_lane();
+}
+#define threadIdx graphopt_thread
+#define blockIdx graphopt_block
+#define gridDim graphopt_grid_size
+#define blockDim graphopt_block_size
+
+inline void __syncthreads() { graphopt_syncthreads(); }
+inline unsigned __activemask() { return 0xffffffffu; }
+template <typename T>
+T graphopt_shuffle(T value, int source) {
+  T result;
+  graphopt_exchange(&value, &result, sizeof(T), source);
+  return result;
+}
+// Lanes outside of the width, or of the warp, get their own value.
+template <typename T>
+T __shfl_down_sync(unsigned, T value, int delta, int width = 32) {
+  int lane = graphopt_lane();
+  return graphopt_shuffle(value, lane % width + delta < width ? lane + delta : lane);
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int delta, int width = 32) {
+  int lane = graphopt_lane();
+  return graphopt_shuffle(value, lane % width - delta >= 0 ? lane - delta : lane);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int source, int width = 32) {
+  int lane = graphopt_lane();
+  return graphopt_shuffle(value, lane / width * width + source % width);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
+  return graphopt_shuffle(value, graphopt_lane() ^ mask);
+}
+
+template <typename T>
+struct alignas(sizeof(T) * 2) Vector2 {
+  T x, y;
+};
+template <typename T>
+struct Vector3 {
+  T x, y, z;
+};
+template <typename T>
+struct alignas(sizeof(T) * 4 > 16 ? 16 : sizeof(T) * 4) Vector4 {
+  T x, y, z, w;
+};
+#define GRAPHOPT_VECTORS(T, name)                                                             \
+  using name##2 = Vector2<T>;                                                                 \
+  using name##3 = Vector3<T>;                                                                 \
+  using name##4 = Vector4<T>;                                                                 \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                  \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                          \
+  inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+GRAPHOPT_VECTORS(float, float)
+GRAPHOPT_VECTORS(double, double)
+GRAPHOPT_VECTORS(signed char, char)
+GRAPHOPT_VECTORS(unsigned char, uchar)
+GRAPHOPT_VECTORS(short, short)
+GRAPHOPT_VECTORS(unsigned short, ushort)
+GRAPHOPT_VECTORS(int, int)
+GRAPHOPT_VECTORS(unsigned int, uint)
+GRAPHOPT_VECTORS(long long, longlong)
+GRAPHOPT_VECTORS(unsigned long long, ulonglong)
+GRAPHOPT_VECTORS(long, long)
+GRAPHOPT_VECTORS(unsigned long, ulong)
+
+// CUDA's max and min of floats leave a NaN out.
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline float min(float a, float b) { return fminf(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+template <typename A, typename B>
+std::enable_if_t<std::is_integral_v<A> && std::is_integral_v<B>, std::common_type_t<A, B>> max(A a, B b) {
+  return std::common_type_t<A, B>(a) > std::common_type_t<A, B>(b) ? a : b;
+}
+template <typename A, typename B>
+std::enable_if_t<std::is_integral_v<A> && std::is_integral_v<B>, std::common_type_t<A, B>> min(A a, B b) {
+  return std::common_type_t<A, B>(a) < std::common_type_t<A, B>(b) ? a : b;
+}
+inline float __expf(float x) { return expf(x); }
+inline float __exp10f(float x) { return powf(10.0f, x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __log10f(float x) { return log10f(x); }
+inline float __powf(float x, float y) { return powf(x, y); }
+inline float __sinf(float x) { return sinf(x); }
+inline float __cosf(float x) { return cosf(x); }
+inline float __tanf(float x) { return tanf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+template <typename T>
+T __ldg(const T* at) {
+  return *at;
+}
