@@ -4,10 +4,12 @@
 
 pipeline.py     the order of the passes
 dispatch.py     which rule takes which function
-contraction.py  convolutions and products as tiled matrix products
+contraction.py  convolutions and products as tiled matrix products; tiling.py chooses their tiles
+spatial.py      a thread for each output
+scan.py         running sums
 nvcc.py         CUDA source to device code
 embedding.py    device code into the library
-driver.py       whether a GPU is here that runs it
+driver.py       whether a GPU is here that runs it; emulation/ stands in for one
 
 Reductions and the like go to TVM's own dlight. Importing this package imports no TVM; `optimize` does.
 """

@@ -13,20 +13,17 @@ from tvm import tirx
 from tvm.s_tir import dlight
 
 from graphopt.errors import GraphoptError
-from graphopt.targets.tvm.gpu import RULE, contraction
+from graphopt.targets.tvm.gpu import RULE, contraction, spatial
 from graphopt.targets.tvm.machine import Machine
 
 _Rule = Callable[[Any, Machine], Any | None]
 
 
 def _dlight(rule: Any) -> _Rule:
-    """One of TVM's own rules; a function that it stumbles over is one that it does not take."""
+    """One of TVM's own rules."""
 
     def apply(function: Any, machine: Machine) -> Any | None:
-        try:
-            scheduled = rule.apply(function, machine.target(), False)
-        except Exception:  # dlight's rules assert what they expect, and raise classes of their own
-            return None
+        scheduled = rule.apply(function, machine.target(), False)
         return None if scheduled is None else scheduled.mod["main"]
 
     return apply
@@ -34,10 +31,11 @@ def _dlight(rule: Any) -> _Rule:
 
 _RULES: dict[str, _Rule] = {
     "contraction": contraction.schedule,
+    "spatial": spatial.schedule,
     "gemv": _dlight(dlight.gpu.GEMV()),
     "reduction": _dlight(dlight.gpu.Reduction()),
     "general-reduction": _dlight(dlight.gpu.GeneralReduction()),
-    "transpose": _dlight(dlight.gpu.Transpose()),
+    "spatial, any sum": spatial.schedule_any,
     "fallback": _dlight(dlight.gpu.Fallback()),
 }
 """In the order in which they are asked."""
@@ -66,7 +64,10 @@ def schedule_function(function: Any, machine: Machine, name: str = "main") -> An
     if function.attrs.get("tirx.is_scheduled", 0):
         return function.with_attr(RULE, "its own")
     for rule, apply in _RULES.items():
-        scheduled = apply(function, machine)
+        try:
+            scheduled = apply(function, machine)
+        except Exception:  # a rule finds out by trying, and TVM and dlight's asserts raise classes of their own
+            continue
         if scheduled is not None:
             kept = {key: value for key, value in function.attrs.items() if key not in scheduled.attrs}
             for key, value in kept.items():

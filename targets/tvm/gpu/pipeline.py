@@ -9,7 +9,11 @@ from tvm import relax
 
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.gpu.dispatch import schedule_module
+from graphopt.targets.tvm.gpu.scan import cumsum
 from graphopt.targets.tvm.machine import Machine
+
+_SORTS = ["relax.sort", "relax.argsort", "relax.topk"]
+"""Left to DispatchSortScan, which has kernels for GPUs."""
 
 
 def _layouts(call: Any) -> dict[str, list[str]]:
@@ -23,6 +27,7 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = canonicalize(module)
+        module = relax.transform.LegalizeOps({"relax.cumsum": cumsum}, skip_ops=_SORTS)(module)
         module = relax.backend.DispatchSortScan()(module)
         module = relax.transform.LegalizeOps()(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
