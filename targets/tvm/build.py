@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.gpu import nvcc
 from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.plan import SOURCE
 from graphopt.targets.tvm.toolchain import linker
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from graphopt.targets.tvm.machine import Machine
 
     Schedule = Callable[[tvm.IRModule, Machine], tuple[tvm.IRModule, str | None]]
+    DeviceCompiler = Callable[[str, str], nvcc.Binary]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Built:
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule) -> Built:
+def build(
+    module: tvm.IRModule,
+    machine: Machine,
+    path: Path,
+    schedule: Schedule,
+    compile_source: DeviceCompiler = nvcc.compile_source,
+) -> Built:
     """Compile a Relax module for a machine and write it as a shared library.
 
     Args:
@@ -51,6 +59,7 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
         machine: what code is generated for.
         path: the library; with a GPU the CUDA source of its kernels is written beside it.
         schedule: makes TIR functions of the ops: `stock`, or `scheduled`.
+        compile_source: makes device code of CUDA source for an architecture, with a GPU.
 
     Raises:
         GraphoptError: the compiler that links for this machine, or the one for its GPU, is missing or fails.
@@ -72,7 +81,7 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
         return Built(reason)
     from graphopt.targets.tvm.gpu.embedding import DeviceCode
 
-    code = DeviceCode(machine, path.with_suffix(SOURCE))
+    code = DeviceCode(machine, path.with_suffix(SOURCE), compile_source)
     built.export_library(str(path), fcompile=link, fpack_imports=code.pack)
     return Built(reason, rules, code.kernels())
 

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.s_tir import dlight
+from tvm.s_tir.dlight.gpu.fallback import _has_internal_thread_env as has_threads
 
 from graphopt.errors import GraphoptError
 from graphopt.targets.tvm.gpu import RULE, contraction, spatial
 from graphopt.targets.tvm.machine import Machine
 
 _Rule = Callable[[Any, Machine], Any | None]
+_SHARING = tvm.transform.Sequential([s_tir.transform.CanonicalizeLoop(), s_tir.transform.LowerCrossThreadReduction()])
 
 
 def _dlight(rule: Any) -> _Rule:
@@ -24,7 +26,11 @@ def _dlight(rule: Any) -> _Rule:
 
     def apply(function: Any, machine: Machine) -> Any | None:
         scheduled = rule.apply(function, machine.target(), False)
-        return None if scheduled is None else scheduled.mod["main"]
+        if scheduled is None:
+            return None
+        # Raises where threads are to share what they cannot, such as the two results of an argmax.
+        _SHARING(scheduled.mod)
+        return scheduled.mod["main"]
 
     return apply
 
@@ -32,6 +38,7 @@ def _dlight(rule: Any) -> _Rule:
 _RULES: dict[str, _Rule] = {
     "contraction": contraction.schedule,
     "spatial": spatial.schedule,
+    "dynamic matmul": _dlight(dlight.gpu.Matmul()),
     "gemv": _dlight(dlight.gpu.GEMV()),
     "reduction": _dlight(dlight.gpu.Reduction()),
     "general-reduction": _dlight(dlight.gpu.GeneralReduction()),
@@ -61,7 +68,7 @@ def schedule_function(function: Any, machine: Machine, name: str = "main") -> An
     Raises:
         GraphoptError: no rule takes it.
     """
-    if function.attrs.get("tirx.is_scheduled", 0):
+    if function.attrs.get("tirx.is_scheduled", 0) or has_threads(function.body):
         return function.with_attr(RULE, "its own")
     for rule, apply in _RULES.items():
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
-from graphopt.targets.tvm.gpu.nvcc import Kernel, compile_source
+from graphopt.targets.tvm.gpu.nvcc import Binary, Kernel
 from graphopt.targets.tvm.toolchain import compiler
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def _compiled(content: bytes, compile_source: Callable[[str], bytes]) -> bytes:
 class DeviceCode:
     """Packs the imports of a library with its CUDA source compiled, for TVM's export_library; writes the source too."""
 
-    def __init__(self, machine: Machine, source: Path) -> None:
-        self._machine, self._source = machine, source
+    def __init__(self, machine: Machine, source: Path, compile_source: Callable[[str, str], Binary]) -> None:
+        self._machine, self._source, self._compile_source = machine, source, compile_source
         self._kernels: dict[str, Kernel] = {}
 
     def pack(self, module: Any, is_system_lib: bool, prefix: str, folder: str) -> str:
@@ -129,6 +129,7 @@ class DeviceCode:
         from tvm.runtime import _ffi_api
 
         imports = Imports.read(_ffi_api.ModulePackImportsToTensor(module).numpy().tobytes())
+        self._source.write_text("// no kernels\n", encoding="utf-8")
         imports.compile_cuda(self._compile)
         return assemble(imports.blob(), Path(folder), compiler(self._machine.triple))
 
@@ -138,7 +139,7 @@ class DeviceCode:
 
     def _compile(self, source: str) -> bytes:
         self._source.write_text(source, encoding="utf-8")
-        binary = compile_source(source, self._machine.arch)
+        binary = self._compile_source(source, self._machine.arch)
         self._kernels.update(binary.kernels)
         return binary.code
 

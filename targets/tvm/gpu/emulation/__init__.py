@@ -20,6 +20,7 @@ from pathlib import Path
 
 from graphopt.errors import GraphoptError, MissingDependency
 from graphopt.models.cache import cache_root, place
+from graphopt.targets.tvm.gpu.nvcc import Binary
 from graphopt.targets.tvm.toolchain import compiler
 
 _HERE = Path(__file__).parent
@@ -62,6 +63,11 @@ def compile_kernels(source: Path, folder: Path, triple: str = "x86_64-linux-gnu"
     _run([compiler(triple), "-O2", "-march=native", "-w", "-fPIC", "-shared", "-include", str(_HERE / "kernels.h"),
           str(made), "-o", str(library)])  # fmt: skip
     return library
+
+
+def without_nvcc(source: str, arch: str) -> Binary:
+    """No device code, for build.build: of a library that is only run in emulation."""
+    return Binary(b"", {})
 
 
 def launchers(source: str) -> str:

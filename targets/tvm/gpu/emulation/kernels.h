@@ -109,6 +109,51 @@ template <typename A, typename B>
 std::enable_if_t<std::is_integral_v<A> && std::is_integral_v<B>, std::common_type_t<A, B>> min(A a, B b) {
   return std::common_type_t<A, B>(a) < std::common_type_t<A, B>(b) ? a : b;
 }
+// Half precision, rounded after each operation.
+using half = _Float16;
+using __half = half;
+GRAPHOPT_VECTORS(half, half_)  // half4 is the kernels' own
+using half2 = half_2;
+using __half2 = half_2;
+inline half2 make_half2(half x, half y) { return {x, y}; }
+inline half __float2half(float x) { return half(x); }
+inline half __float2half_rn(float x) { return half(x); }
+inline float __half2float(half x) { return float(x); }
+inline half __hmax(half a, half b) { return half(fmaxf(a, b)); }
+inline half __hmin(half a, half b) { return half(fminf(a, b)); }
+inline bool __hgt(half a, half b) { return a > b; }
+inline bool __hlt(half a, half b) { return a < b; }
+inline half __habs(half x) { return half(fabsf(x)); }
+inline half __hneg(half x) { return -x; }
+inline half hpow(half x, half y) { return half(powf(x, y)); }
+#define GRAPHOPT_HALF(name, wide) \
+  inline half name(half x) { return half(wide(float(x))); }
+GRAPHOPT_HALF(hexp, expf)
+GRAPHOPT_HALF(hexp2, exp2f)
+GRAPHOPT_HALF(hexp10, exp10f)
+GRAPHOPT_HALF(hlog, logf)
+GRAPHOPT_HALF(hlog2, log2f)
+GRAPHOPT_HALF(hlog10, log10f)
+GRAPHOPT_HALF(hsqrt, sqrtf)
+GRAPHOPT_HALF(hrsqrt, 1.0f / sqrtf)
+GRAPHOPT_HALF(hsin, sinf)
+GRAPHOPT_HALF(hcos, cosf)
+GRAPHOPT_HALF(htan, tanf)
+GRAPHOPT_HALF(htanh, tanhf)
+GRAPHOPT_HALF(hatan, atanf)
+GRAPHOPT_HALF(herf, erff)
+GRAPHOPT_HALF(hfloor, floorf)
+GRAPHOPT_HALF(hceil, ceilf)
+GRAPHOPT_HALF(htrunc, truncf)
+GRAPHOPT_HALF(hrint, rintf)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+#define CUDART_INF_F __builtin_inff()
+#define CUDART_NAN_F __builtin_nanf("")
+#define CUDART_INF __builtin_inf()
+#define CUDART_NAN __builtin_nan("")
+#define CUDART_INF_FP16 half(__builtin_inff())
+#define CUDART_NAN_FP16 half(__builtin_nanf(""))
 inline float __expf(float x) { return expf(x); }
 inline float __exp10f(float x) { return powf(10.0f, x); }
 inline float __logf(float x) { return logf(x); }
