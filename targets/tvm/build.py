@@ -38,11 +38,13 @@ class Built:
         not_scheduled: why its code is not scheduled; None when it is.
         rules: with a GPU, which rule scheduled how many functions.
         kernels: with a GPU, registers, spilled bytes and shared bytes of each kernel.
+        weights: bytes of constants in the library.
     """
 
     not_scheduled: str | None
     rules: dict[str, int] = field(default_factory=dict)
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
+    weights: int = 0
 
 
 def build(
@@ -73,17 +75,36 @@ def build(
         module = relax.transform.ConvertToDataflow(min_size=1)(module)
         module = relax.transform.DeadCodeElimination()(module)
         module, reason = schedule(module, machine)
-        rules = _rules(module)
+        rules, weights = _rules(module), _constant_bytes(module)
         with _cuda_as_source():
             built = relax.build(module, target, relax_pipeline=_lowering())
     if not machine.arch:
         built.export_library(str(path), fcompile=link)
-        return Built(reason)
+        return Built(reason, weights=weights)
     from graphopt.targets.tvm.gpu.embedding import DeviceCode
 
     code = DeviceCode(machine, path.with_suffix(SOURCE), compile_source)
     built.export_library(str(path), fcompile=link, fpack_imports=code.pack)
-    return Built(reason, rules, code.kernels())
+    return Built(reason, rules, code.kernels(), weights)
+
+
+def _constant_bytes(module: tvm.IRModule) -> int:
+    """Bytes of the distinct constants of a module."""
+    import numpy as np
+    import tvm
+    from tvm import relax
+
+    found: dict[int, int] = {}
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, tvm.ir.GenericConst):
+            array = np.from_dlpack(expr.value)
+            found[array.ctypes.data] = array.nbytes
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return sum(found.values())
 
 
 def _rules(module: tvm.IRModule) -> dict[str, int]:

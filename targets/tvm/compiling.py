@@ -19,6 +19,7 @@ from graphopt.targets.tvm.lowering.graph import unsupported
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, SOURCE, ExecutionPlan, Part
+from graphopt.targets.tvm.sizes import size_report
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -76,6 +77,7 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
     details = {
         "machine": dataclasses.asdict(machine),
         "parts": rows,
+        "size": size_report(folder, parts, rows, machine.triple),
         "boundary_bytes": boundary_bytes(pieces, shapes),
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
@@ -147,7 +149,7 @@ def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, A
     try:
         request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
         reply, _ = child.ask("compiling", request)
-        known = ("seconds", "not_scheduled", "rules", "kernels")
+        known = ("seconds", "not_scheduled", "rules", "kernels", "weights")
         return {name: reply[name] for name in known if reply[name] or name == "not_scheduled"}
     finally:
         child.close()

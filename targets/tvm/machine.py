@@ -23,7 +23,7 @@ from graphopt.targets.onnxruntime.isa import cpu_flags
 if TYPE_CHECKING:
     import tvm
 
-Isa = Literal["avx2", "avx512", "avx512vnni", "neon", "neondot"]
+Isa = Literal["avx2", "avx512", "avx512vnni", "neon", "neondot", "armv7", "riscv64"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,20 @@ _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _NEON = frozenset({"asimd"})
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
+_ARM32, _RISCV = "arm-linux-gnueabihf", "riscv64-linux-gnu"
+# By the name that the kernel gives a machine.
+_TRIPLES = {"x86_64": _X86, "aarch64": _ARM, "arm64": _ARM, "armv7l": _ARM32, "riscv64": _RISCV}
 _LEVELS: dict[Isa, _Level] = {
     "avx2": _Level(_X86, "x86-64-v3", (), 256, 16, 32 << 10, 256 << 10, _V3),
     "avx512": _Level(_X86, "x86-64-v4", (), 512, 32, 32 << 10, 1 << 20, _V4),
     "avx512vnni": _Level(_X86, "x86-64-v4", ("+avx512vnni",), 512, 32, 32 << 10, 1 << 20, _V4 | {"avx512_vnni"}),
     "neon": _Level(_ARM, "generic", ("+neon",), 128, 32, 32 << 10, 512 << 10, _NEON),
     "neondot": _Level(_ARM, "generic", ("+neon", "+dotprod"), 128, 32, 32 << 10, 512 << 10, _NEON | {"asimddp"}),
+    "armv7": _Level(
+        _ARM32, "generic", ("+v7", "+neon", "+vfp4"), 128, 16, 32 << 10, 256 << 10, frozenset({"neon", "vfpv4"})
+    ),
+    # Without its vector extension, which few boards have: a vector is four registers.
+    "riscv64": _Level(_RISCV, "generic-rv64", ("+m", "+a", "+f", "+d", "+c"), 128, 8, 32 << 10, 256 << 10, frozenset()),
 }
 
 
@@ -59,7 +67,8 @@ class Machine:
     """A CPU as the code generator sees it.
 
     Attributes:
-        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `neon` (without dot products) or `neondot`.
+        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `neon` (without dot products) or
+            `neondot`, and of other kinds of machines `armv7` (with NEON) and `riscv64` (RV64GC).
         threads: threads that an op is divided among.
         vector_bits: width of one vector register.
         registers: number of vector registers.
@@ -87,6 +96,7 @@ class Machine:
     def llvm(self) -> dict[str, Any]:
         """The JSON form of TVM's target."""
         out: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, "num-cores": self.threads}
+        out |= {_ARM32: {"mfloat-abi": "hard"}, _RISCV: {"mabi": "lp64d"}}.get(self.triple, {})
         return {**out, "mattr": list(self.mattr)} if self.mattr else out
 
     def target(self) -> tvm.target.Target:
@@ -139,7 +149,7 @@ def host(threads: int = 0) -> Machine | None:
 
 def gpu(arch: str) -> Machine:
     """A GPU, and a host of this kind of machine with the instructions that any machine with such a GPU has."""
-    host_like = of("neon" if _is_arm() else "avx2")
+    host_like = of("neon" if _TRIPLES.get(platform.machine()) == _ARM else "avx2")
     return dataclasses.replace(host_like, arch=arch)
 
 
@@ -157,11 +167,7 @@ def missing_flags(isa: Isa) -> tuple[str, ...]:
 
 def foreign(machine: Machine) -> bool:
     """Whether this process runs on another kind of machine."""
-    return _is_arm() != (machine.triple == _ARM)
-
-
-def _is_arm() -> bool:
-    return platform.machine() in ("aarch64", "arm64")
+    return _TRIPLES.get(platform.machine()) != machine.triple
 
 
 def cores() -> int:

@@ -43,14 +43,16 @@ class Tvm(Target):
     """Apache TVM: code for a CPU or an NVIDIA GPU, ahead of time.
 
     Attributes:
-        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64` is cross-compiled for 64-bit ARM Linux; `cuda`
-            is an NVIDIA GPU in a machine of this kind.
+        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64`, `armv7` (with NEON) and `riscv64` (RV64GC)
+            are cross-compiled for Linux there; `cuda` is an NVIDIA GPU in a machine of this kind.
         arch: with device=cuda, the GPU that kernels are made for; `auto` is sm_80. Newer ones run them too, translated
             from PTX by the driver when they are loaded.
         isa: instruction set; `auto` is what this machine has (with device=aarch64: neon).
         threads: threads that the code is made for and run with; 0 for one per CPU of this machine.
         emulator: `qemu` runs code for aarch64 on this machine, to verify it; TVM's runtime for it is fetched once.
             `cpu` does so with kernels for a GPU: their CUDA source is compiled for this machine's CPU.
+        runtime: `bundled` puts TVM's runtime and a program that runs models beside the library, for a device without
+            Python.
         fallback: `onnxruntime` leaves nodes that TVM does not take to ONNX Runtime; `none` refuses such models.
     """
 
@@ -58,24 +60,33 @@ class Tvm(Target):
     summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU or GPU"
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
 
-    device: Literal["cpu", "aarch64", "cuda"] = "cpu"
+    device: Literal["cpu", "aarch64", "armv7", "riscv64", "cuda"] = "cpu"
     arch: Arch = "auto"
     isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
     threads: int = 0
     emulator: Literal["none", "qemu", "cpu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"
+    runtime: Literal["none", "bundled"] = "none"
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise GraphoptError(f"target 'tvm': threads={self.threads} is negative; 0 means one per core")
         if self.device == "aarch64" and self.isa not in ("auto", "neon", "neondot"):
             raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; there are neon and neondot")
+        if self.emulator == "qemu" and self.device in ("armv7", "riscv64"):
+            raise GraphoptError(
+                f"target 'tvm': emulator=qemu runs aarch64 only; TVM has no runtime for {self.device} in its packages"
+            )
         if self.emulator == "qemu" and self.device != "aarch64":
             raise GraphoptError("target 'tvm': emulator=qemu is for code of another machine: device=aarch64")
         if self.emulator == "cpu" and self.device != "cuda":
             raise GraphoptError("target 'tvm': emulator=cpu is for kernels of a GPU: device=cuda")
         if self.arch != "auto" and self.device != "cuda":
             raise GraphoptError(f"target 'tvm': arch={self.arch} is a GPU; it goes with device=cuda")
+        if self.device in ("armv7", "riscv64") and self.isa != "auto":
+            raise GraphoptError(f"target 'tvm': device={self.device} has no isa={self.isa}; leave it out")
+        if self.runtime == "bundled" and self.device not in ("cpu", "aarch64"):
+            raise GraphoptError(f"target 'tvm': there is no runtime to bundle for device={self.device}")
         if self.device == "cuda" and self.isa != "auto":
             raise GraphoptError(f"target 'tvm': device=cuda has no isa={self.isa}; its GPU is named by arch=sm_90")
         if self.device == "cuda" and self.threads and self.fallback == "none":
@@ -91,6 +102,8 @@ class Tvm(Target):
         """
         if self.device == "aarch64":
             return machines.of("neondot" if self.isa == "neondot" else "neon", self.threads)
+        if self.device == "armv7" or self.device == "riscv64":
+            return machines.of(self.device, self.threads)
         if self.device == "cuda":
             return machines.gpu("sm_80" if self.arch == "auto" else self.arch)
         if self.isa != "auto":
@@ -110,7 +123,8 @@ class Tvm(Target):
             installed = emulator(machine.triple) is not None
             return None if installed else "qemu-user is not installed: apt-get install qemu-user"
         if machines.foreign(machine):
-            return f"this machine is no {machine.triple.partition('-')[0]}; emulator=qemu runs the code here"
+            hint = "emulator=qemu runs the code here" if self.device == "aarch64" else "copy the artifact to one"
+            return f"this machine is no {machine.triple.partition('-')[0]}; {hint}"
         if machine.arch and self.emulator == "none":
             from graphopt.targets.tvm.gpu.driver import why_not as why_no_gpu
 
@@ -150,14 +164,19 @@ class Tvm(Target):
         source = write(model, out / MODEL, external_data)
         # Read anew: in a model that passes have worked on, dims without a name have several.
         made = compile_model(load(out / MODEL), out, self.machine(), self.fallback == "onnxruntime", self.threads)
+        bundled: tuple[str, ...] = ()
+        if self.runtime == "bundled":
+            from graphopt.targets.tvm.runtime import bundle
+
+            bundled = bundle(self.machine().triple, out)
         missing = self.available()
         libraries = tuple(part.file for part in made.plan.parts if part.runtime == "tvm")
         others = tuple(name for name in made.files if name not in libraries)
         return CompiledFiles(
             main=LIBRARY if libraries == (LIBRARY,) else PLAN,
-            files=(*libraries, *others, PLAN, *source),
+            files=(*libraries, *others, *bundled, PLAN, *source),
             settings=self.settings(),
-            not_reproducible=libraries,
+            not_reproducible=(*libraries, *bundled),
             notes=(*made.notes, *(() if missing is None else (f"compiled, not run: {missing}",))),
             model=MODEL,
             details=made.details,

@@ -76,6 +76,24 @@ def test_pools_and_means_and_elementwise_functions() -> None:
 
 
 @without_gpu
+def test_large_windows_use_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import relax
+
+    sources: list[str] = []
+    original = gpu_emulation.launchers
+    monkeypatch.setattr(gpu_emulation, "launchers", lambda text: sources.append(text) or original(text))
+
+    def build(builder: Any, x: Any) -> Any:
+        a = builder.emit(relax.op.nn.conv2d(x, constant(32, 1, 3, 3), padding=(1, 1, 1, 1), groups=32))
+        a = builder.emit(relax.op.nn.relu(a))
+        return relax.op.nn.max_pool2d(a, (3, 3), (1, 1), (1, 1, 1, 1))
+
+    rules = check(build, (1, 32, 46, 46))
+    assert "fallback" not in rules and rules["spatial"] >= 2
+    assert sources[0].count("float4") > 12
+
+
+@without_gpu
 def test_large_elementwise_functions_use_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm import relax
 

@@ -39,6 +39,10 @@ def model(text: str) -> onnx_ir.Model:
         ("tvm{device=cuda threads=2}", "device=cuda has no threads"),
         ("tvm{device=cuda emulator=qemu}", "emulator=qemu is for code of another machine"),
         ("tvm{emulator=cpu}", "emulator=cpu is for kernels of a GPU"),
+        ("tvm{device=armv8}", "did you mean 'armv7'"),
+        ("tvm{device=riscv64 isa=neon}", "device=riscv64 has no isa=neon"),
+        ("tvm{device=armv7 emulator=qemu}", "TVM has no runtime for armv7"),
+        ("tvm{device=cuda runtime=bundled}", "no runtime to bundle for device=cuda"),
         ("tvn", "did you mean 'tvm'"),
     ],
 )

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir, sym, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu import matmul as dlight
 from tvm_ffi import structural_map
@@ -63,24 +63,25 @@ def _schedule(function: Any, any_sum: bool) -> Any | None:
     main = sums[0] if sums else last
     spatial, added = _split_kinds(sch, main)
     sch.reorder(*spatial, *added)
-    fused = sch.fuse(*spatial) if spatial else sch.add_unit_loop(main)
-    block, thread, lanes = sch.split(fused, [None, _THREADS, vector])
+    *outer, inner = spatial or [sch.add_unit_loop(main)]
+    # Cut before it is fused: indices of other axes then do not depend on the lane.
+    inner, lanes = sch.split(inner, [None, vector])
+    block, thread = sch.split(sch.fuse(*outer, inner), [None, _THREADS])
     sch.bind(block, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
-    if sums:
-        _sum(sch, main, last, thread, lanes, added)
     if vector > 1:
         sch.vectorize(lanes)
+    if sums:
+        sch.reorder(*added, lanes)
+        _sum(sch, main, last, thread, added, vector)
     return sch.mod["main"]
 
 
-def _sum(sch: Any, main: Any, last: Any, thread: Any, lanes: Any, added: list[Any]) -> None:
+def _sum(sch: Any, main: Any, last: Any, thread: Any, added: list[Any], vector: int) -> None:
     """Add in registers, then the epilogue."""
-    sch.reorder(*added, lanes)
     sch.reverse_compute_at(last, thread, preserve_unit_loops=True)
-    inside = sch.get_loops(last)[2:]
-    if int(sch.get(lanes).extent) > 1:
-        sch.vectorize(sch.fuse(*inside))
+    if vector > 1:
+        sch.vectorize(sch.get_loops(last)[-1])
     if math.prod(int(sch.get(loop).extent) for loop in added) <= _UNROLLED:
         for loop in added:
             sch.unroll(loop)
@@ -138,6 +139,12 @@ def _accesses(body: Any) -> list[Any]:
 
 
 def _follows(indices: list[Any], var: Any) -> bool:
-    """Whether the last index is the variable and no other contains it, or none does."""
-    uses = [any(item.same_as(var) for item in tirx.analysis.undefined_vars(index)) for index in indices]
-    return not any(uses) or (not any(uses[:-1]) and indices[-1].same_as(var))
+    """Whether the last index is the variable plus what does not contain it, as no other does, or none contains it."""
+    uses = [_contains(index, var) for index in indices]
+    if not any(uses):
+        return True
+    return not any(uses[:-1]) and not _contains(sym.Analyzer().simplify(indices[-1] - var), var)
+
+
+def _contains(index: Any, var: Any) -> bool:
+    return any(item.same_as(var) for item in tirx.analysis.undefined_vars(index))
