@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tvm")
@@ -137,6 +138,15 @@ def test_a_product_of_one_row() -> None:
 
     rules = check(lambda builder, x: relax.op.matmul(x, constant(300, 70)), (1, 300))
     assert "contraction" not in rules and "fallback" not in rules
+
+
+@without_gpu
+def test_a_nan_goes_through_maxima() -> None:
+    from tvm import relax
+
+    values = np.array([[-1.0, np.nan, 2.0, np.inf]], "float32")
+    rules = check(lambda builder, x: relax.op.maximum(relax.const(0.0), x), values.shape, values)
+    assert rules == {"spatial": 1}
 
 
 @without_gpu

@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 _SYMBOL = "__tvm_ffi__library_bin"
 _SOURCE, _BINARY = b"cuda", b"fatbin"
+# CUDA's own leave a NaN out; ONNX's Max, Min, Relu and Clip hand it on.
+_KEEP_NAN = """
+template <typename T>
+static inline __device__ T graphopt_max(T a, T b) { return a > b || a != a ? a : b; }
+template <typename T>
+static inline __device__ T graphopt_min(T a, T b) { return a < b || a != a ? a : b; }
+#define max graphopt_max
+#define min graphopt_min
+"""
 
 
 @dataclass
@@ -138,6 +147,8 @@ class DeviceCode:
         return {name: dataclasses.asdict(kernel) for name, kernel in self._kernels.items()}
 
     def _compile(self, source: str) -> bytes:
+        before, first, kernels = source.partition('extern "C"')
+        source = before + _KEEP_NAN + first + kernels
         self._source.write_text(source, encoding="utf-8")
         binary = self._compile_source(source, self._machine.arch)
         self._kernels.update(binary.kernels)
