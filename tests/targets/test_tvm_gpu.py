@@ -133,6 +133,13 @@ def test_attention_is_products_and_reductions() -> None:
 
 
 @without_gpu
+def test_a_sum_of_everything_is_stored_by_one_thread() -> None:
+    from tvm import relax
+
+    check(lambda builder, x: relax.op.prod(x, keepdims=True), (3, 2, 2))
+
+
+@without_gpu
 def test_a_product_of_one_row() -> None:
     from tvm import relax
 

@@ -66,7 +66,9 @@ def _schedule(function: Any, any_sum: bool) -> Any | None:
     *outer, inner = spatial or [sch.add_unit_loop(main)]
     # Cut before it is fused: indices of other axes then do not depend on the lane.
     inner, lanes = sch.split(inner, [None, vector])
-    block, thread = sch.split(sch.fuse(*outer, inner), [None, _THREADS])
+    everything = sch.fuse(*outer, inner)
+    # No more threads than outputs: TVM drops the condition on a store whose place does not depend on the thread.
+    block, thread = sch.split(everything, [None, min(_THREADS, int(sch.get(everything).extent))])
     sch.bind(block, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
     if vector > 1:
