@@ -12,7 +12,7 @@ pytest.importorskip("tvm")
 pytestmark = pytest.mark.tvm
 
 from tvm_gpu import check  # noqa: E402
-from tvm_kernels import constant  # noqa: E402
+from tvm_kernels import constant, module, run  # noqa: E402
 
 from graphopt.targets.tvm.gpu import emulation as gpu_emulation  # noqa: E402
 from graphopt.targets.tvm.gpu.driver import first_gpu  # noqa: E402
@@ -145,6 +145,47 @@ def test_a_product_of_one_row() -> None:
 
     rules = check(lambda builder, x: relax.op.matmul(x, constant(300, 70)), (1, 300))
     assert "contraction" not in rules and "fallback" not in rules
+
+
+@without_gpu
+@pytest.mark.parametrize("rows, cols, transposed", [(50, 40, False), (130, 200, False), (33, 64, True)])
+def test_halves_are_multiplied_on_tensor_cores(rows: int, cols: int, transposed: bool) -> None:
+    from tvm import relax
+
+    # Small whole numbers: halves hold their products and sums exactly.
+    rng = np.random.default_rng(1)
+    x = rng.integers(-4, 5, (rows, 72)).astype("float32")
+    weights = rng.integers(-4, 5, (cols, 72) if transposed else (72, cols)).astype("float16")
+
+    def build(builder: Any, x: Any) -> Any:
+        halves = builder.emit(relax.op.astype(x, "float16"))
+        # Not a constant, whose transpose would be folded.
+        nothing = builder.emit(relax.op.multiply(builder.emit(relax.op.min(halves)), relax.const(np.float16(0))))
+        w = builder.emit(relax.op.add(relax.const(weights), nothing))
+        w = builder.emit(relax.op.permute_dims(w)) if transposed else w
+        return relax.op.matmul(halves, w, out_dtype="float32")
+
+    wide = weights.astype("float32").T if transposed else weights.astype("float32")
+    assert check(build, x.shape, x, x @ wide)["tensor cores"] == 1
+
+
+@without_gpu
+def test_convolutions_of_halves_use_tensor_cores() -> None:
+    from tvm import relax
+
+    rng = np.random.default_rng(1)
+    x = rng.integers(-4, 5, (1, 32, 9, 9)).astype("float32")
+    weights = rng.integers(-4, 5, (24, 32, 3, 3)).astype("float16")
+
+    def build(builder: Any, x: Any) -> Any:
+        halves = builder.emit(relax.op.astype(x, "float16"))
+        return single(builder, builder.emit(relax.op.astype(halves, "float32")))  # as lowering makes it
+
+    def single(builder: Any, x: Any) -> Any:
+        a = builder.emit(relax.op.nn.conv2d(x, relax.const(weights.astype("float32")), padding=(1, 1, 1, 1)))
+        return relax.op.nn.relu(a)
+
+    assert check(build, x.shape, x, run(module(single, x.shape), x, "llvm"))["tensor cores"] == 1
 
 
 @without_gpu

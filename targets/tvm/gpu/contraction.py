@@ -36,17 +36,18 @@ def schedule(function: Any, machine: Machine) -> Any | None:
     if mains is None:
         return None
     main = mains[0]
-    problem = _problem(sch.get(main))
+    problem = problem_of(sch.get(main))
     if problem is None or min(problem.rows, problem.cols) < _NARROW:
         return None
     tile = best_tile(problem, machine.arch)
-    depth_last = [_depth_is_last(sch.get(main), operand) for operand in range(2)]
-    _as_product(sch, main, depth_last)
+    depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
+    as_product(sch, main, depth_last)
     _tile(sch, main, tile, depth_last)
     return sch.mod["main"]
 
 
-def _problem(block: Any) -> Problem | None:
+def problem_of(block: Any) -> Problem | None:
+    """Sizes of the product that a block computes; None when it is none, or of dynamic sizes."""
     found = dlight.detect_iter_traits(block)
     if found is None:
         return None
@@ -58,13 +59,13 @@ def _problem(block: Any) -> Problem | None:
     return Problem(sizes[_KIND.kIter_S], sizes[_KIND.kIter_I], sizes[_KIND.kIter_J], sizes[_KIND.kIter_K])
 
 
-def _depth_is_last(block: Any, operand: int) -> bool:
+def depth_is_last(block: Any, operand: int) -> bool:
     """Whether neighbours in memory are neighbours along the axis that is summed over."""
     last = block.reads[operand].region[-1].min
     return any(item.var.same_as(last) and item.iter_type == tirx.IterVar.CommReduce for item in block.iter_vars)
 
 
-def _as_product(sch: Any, main: Any, depth_last: list[bool]) -> None:
+def as_product(sch: Any, main: Any, depth_last: list[bool]) -> None:
     """Give the block the axes batch, row, col, depth, and operands with their axes in the order of memory."""
     operands = [sch.reindex(main, ("read", 0)), sch.reindex(main, ("read", 1))]
     result = sch.reindex(main, ("write", 0))

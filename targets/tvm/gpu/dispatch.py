@@ -35,7 +35,17 @@ def _dlight(rule: Any) -> _Rule:
     return apply
 
 
+def _tensor_cores(function: Any, machine: Machine) -> Any | None:
+    """Imported where there are halves: its intrinsics are parsed."""
+    if not any(str(param.ty.dtype) == "float16" for param in function.params if tirx.is_buffer_var(param)):
+        return None
+    from graphopt.targets.tvm.gpu import tensor_cores
+
+    return tensor_cores.schedule(function, machine)
+
+
 _RULES: dict[str, _Rule] = {
+    "tensor cores": _tensor_cores,
     "contraction": contraction.schedule,
     "spatial": spatial.schedule,
     "dynamic matmul": _dlight(dlight.gpu.Matmul()),

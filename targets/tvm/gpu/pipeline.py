@@ -9,6 +9,7 @@ from tvm import relax
 
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.gpu.dispatch import schedule_module
+from graphopt.targets.tvm.gpu.halves import narrow
 from graphopt.targets.tvm.gpu.scan import cumsum
 from graphopt.targets.tvm.machine import Machine
 
@@ -24,7 +25,7 @@ def _layouts(call: Any) -> dict[str, list[str]]:
 def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The passes of `optimize`."""
     with machine.target():
-        module = canonicalize(module)
+        module = narrow(canonicalize(module))
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = canonicalize(module)
         module = relax.transform.LegalizeOps({"relax.cumsum": cumsum}, skip_ops=_SORTS)(module)

@@ -63,6 +63,11 @@ TILES = (
 )
 
 
+def multiprocessors(arch: str) -> int:
+    """Of the largest common GPU of an architecture."""
+    return _MULTIPROCESSORS.get(arch, 108)
+
+
 def best_tile(problem: Problem, arch: str) -> Tile:
     """The tile with the least estimated time."""
     return min(TILES, key=lambda tile: cost(problem, tile, arch))
@@ -72,7 +77,7 @@ def cost(problem: Problem, tile: Tile, arch: str) -> float:
     """Time of a product in arbitrary units: rounds of blocks over the multiprocessors, each slower where shared memory
     is read often for each multiply-add and where too few threads hide latency."""
     blocks = problem.batch * math.ceil(problem.rows / tile.rows) * math.ceil(problem.cols / tile.cols)
-    rounds = math.ceil(blocks / _MULTIPROCESSORS.get(arch, 108))
+    rounds = math.ceil(blocks / multiprocessors(arch))
     work = tile.rows * tile.cols * math.ceil(problem.depth / tile.depth) * tile.depth
     reads = 1 + 2 / tile.thread_rows + 2 / tile.thread_cols
     busy = min(1.0, min(rounds, _BLOCKS) * tile.threads / _BUSY)

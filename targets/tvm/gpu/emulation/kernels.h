@@ -169,3 +169,46 @@ template <typename T>
 T __ldg(const T* at) {
   return *at;
 }
+
+// Warp matrix functions: every lane holds the whole matrix and computes all of it.
+namespace nvcuda {
+namespace wmma {
+struct matrix_a;
+struct matrix_b;
+struct accumulator;
+struct row_major;
+struct col_major;
+enum layout_t { mem_row_major, mem_col_major };
+template <typename Use, int M, int N, int K, typename T, typename Layout = void>
+struct fragment {
+  static constexpr int rows = std::is_same_v<Use, matrix_b> ? K : M, cols = std::is_same_v<Use, matrix_a> ? K : N;
+  T at[rows][cols];
+};
+template <typename Use, int M, int N, int K, typename T, typename Layout>
+void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& f, const T* from, unsigned stride) {
+  for (int i = 0; i < f.rows; ++i)
+    for (int j = 0; j < f.cols; ++j)
+      f.at[i][j] = std::is_same_v<Layout, col_major> ? from[j * stride + i] : from[i * stride + j];
+}
+template <int M, int N, int K, typename T>
+void fill_fragment(fragment<accumulator, M, N, K, T>& f, T value) {
+  for (auto& row : f.at)
+    for (T& element : row) element = value;
+}
+template <int M, int N, int K, typename T, typename A, typename B, typename S>
+void mma_sync(fragment<accumulator, M, N, K, S>& d, const fragment<matrix_a, M, N, K, T, A>& a,
+              const fragment<matrix_b, M, N, K, T, B>& b, const fragment<accumulator, M, N, K, S>& c) {
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) {
+      S sum = c.at[i][j];
+      for (int k = 0; k < K; ++k) sum += S(a.at[i][k]) * S(b.at[k][j]);
+      d.at[i][j] = sum;
+    }
+}
+template <int M, int N, int K, typename T>
+void store_matrix_sync(T* to, const fragment<accumulator, M, N, K, T>& f, unsigned stride, layout_t layout) {
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) (layout == mem_row_major ? to[i * stride + j] : to[j * stride + i]) = f.at[i][j];
+}
+}  // namespace wmma
+}  // namespace nvcuda

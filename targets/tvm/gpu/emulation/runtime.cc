@@ -290,6 +290,7 @@ class Emulated final : public ffi::ModuleObj {
       for (size_t i = 0; i < signature.tags.size(); ++i) {
         const std::string& tag = signature.tags[i];
         Dim3* which = tag.rfind("blockIdx.", 0) == 0 ? &grid : tag.rfind("threadIdx.", 0) == 0 ? &size : nullptr;
+        if (tag == "tirx.use_dyn_shared_memory") continue;  // all that a block may have is there (__init__.py)
         if (which == nullptr) TVM_FFI_THROW(RuntimeError) << "kernel " << name << " is launched with " << tag;
         const int extent = static_cast<int>(values[signature.arguments + i].v_int64);
         (tag.back() == 'x' ? which->x : tag.back() == 'y' ? which->y : which->z) = extent;
