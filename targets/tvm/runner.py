@@ -103,7 +103,13 @@ class TvmRunner(Runner):
         return runner
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
-        """Seconds of each of `n` runs. Feeds are sent once, as long as the same arrays are given."""
+        """Seconds of each of `n` runs. Feeds are sent once, as long as the same arrays are given.
+
+        Raises:
+            GraphoptError: the feeds do not fit, or the kernels of a GPU are emulated.
+        """
+        if self._target.emulator == "cpu":
+            raise GraphoptError(f"{self.folder}: times under an emulator say nothing; bench it on a machine with a GPU")
         check_feeds(feeds, self.inputs, self.outputs)
         bound = self._bound
         if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):

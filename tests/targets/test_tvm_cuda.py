@@ -8,6 +8,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphopt import driver
@@ -59,6 +60,15 @@ def test_kernels_compute_what_the_reference_does(compiled: Path) -> None:
     manifest = json.loads((compiled / "build" / "manifest.json").read_text())
     assert manifest["numerics"]["status"] == "passed"
     assert set(manifest["files"]) == {"model.so", "model.cu", "model.onnx", "plan.json"}
+
+
+@needs_nvcc
+def test_emulated_kernels_have_taps_and_no_times(compiled: Path) -> None:
+    feeds = {"x": np.ones((1, 8, 9, 9), np.float32)}
+    with runnable(compiled / "build").open() as runner, runner.with_taps(["r"]) as tapped:
+        assert list(tapped.run(feeds)) == ["y", "r"]
+        with pytest.raises(GraphoptError, match="say nothing"):
+            runner.time(feeds, 1)
 
 
 @needs_nvcc

@@ -1,4 +1,4 @@
-"""Kernels for armv7 and riscv64 under qemu-user, without TVM's runtime, of which there is no build (kernel_harness.c)."""
+"""Kernels for armv7 and riscv64 under qemu-user without TVM's runtime, which has no build there (kernel_harness.c)."""
 
 from __future__ import annotations
 
