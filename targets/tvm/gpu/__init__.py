@@ -8,6 +8,7 @@ contraction.py  convolutions and products as tiled matrix products; tiling.py ch
 tensor_cores.py the same with halves, by the instructions of intrinsics.py; halves.py finds them
 spatial.py      a thread for each output
 scan.py         running sums
+loops.py        what no other rule takes
 nvcc.py         CUDA source to device code
 embedding.py    device code into the library
 driver.py       whether a GPU is here that runs it; emulation/ stands in for one

@@ -14,7 +14,7 @@ from tvm.s_tir import dlight
 from tvm.s_tir.dlight.gpu.fallback import _has_internal_thread_env as has_threads
 
 from graphopt.errors import GraphoptError
-from graphopt.targets.tvm.gpu import RULE, contraction, spatial
+from graphopt.targets.tvm.gpu import RULE, contraction, loops, spatial
 from graphopt.targets.tvm.machine import Machine
 
 _Rule = Callable[[Any, Machine], Any | None]
@@ -54,6 +54,7 @@ _RULES: dict[str, _Rule] = {
     "general-reduction": _dlight(dlight.gpu.GeneralReduction()),
     "spatial, any sum": spatial.schedule_any,
     "fallback": _dlight(dlight.gpu.Fallback()),
+    "loops": loops.schedule,
 }
 """In the order in which they are asked."""
 
