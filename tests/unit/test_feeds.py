@@ -130,11 +130,9 @@ def test_state_of_a_recurrent_net_shares_the_batch() -> None:
 
 
 def test_find_bindings_varies_what_it_may() -> None:
-    graph = model(
-        "g(float[batch,3,h,w] x) => (float[a,b,c,d] y) <float[1,3,3,3] k> { y = Conv(x, k) }".replace(
-            "<float[1,3,3,3] k>", f"<float[1,3,3,3] k = {{{', '.join(['1'] * 27)}}}>"
-        )
-    )
+    graph = model("g(float[batch,3,h,w] x) => (float[a,b,c,d] y) <float[1,3,3,3] k> { y = Conv(x, k) }".replace(
+        "<float[1,3,3,3] k>", f"<float[1,3,3,3] k = {{{', '.join(['1'] * 27)}}}>"
+    ))
     asked: list[dict[str, int]] = []
 
     def accepts(binding: dict[str, int]) -> bool:

@@ -101,7 +101,7 @@ def test_after_any_number_of_rewrites_the_model_is_legal_and_near(tmp_path: Path
 
 def test_skip_takes_sites_ops_and_expressions(tmp_path: Path) -> None:
     model = filled()
-    ctx = quantized(model, tmp_path, 'quantize-static{method=minmax skip=[MatMul Conv_0 "Conv_[12]"]}')
+    ctx = quantized(model, tmp_path, "quantize-static{method=minmax skip=[MatMul Conv_0 \"Conv_[12]\"]}")
     assert len(reasons(ctx)) == 4 and all("skip" in reason for reason in reasons(ctx).values())
     with pytest.raises(GraphoptError, match="'Conv_9' matches no node of the model"):
         quantized(filled(), tmp_path, "quantize-static{method=minmax skip=Conv_9}")
