@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from graphopt import driver
+from graphopt.driver import Options
 from graphopt.errors import GraphoptError
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
@@ -130,6 +131,6 @@ def test_an_nvcc_that_does_not_know_the_gpu_is_told(tmp_path: Path, monkeypatch:
 @needs_nvcc
 def test_code_for_a_cpu_has_no_emulation(tmp_path: Path) -> None:
     write(from_text(NET), tmp_path / "net.onnx")
-    artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build")
+    artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build", Options(numerics="off"))
     with pytest.raises(GraphoptError, match="made for a CPU"):
         make_target("tvm{device=cuda emulator=cpu}").load(artifact.main)

