@@ -1,8 +1,10 @@
 """Everything that needs an NVIDIA GPU, in one command; on a machine without one, the part that needs none.
 
-    python -m benchmarks.gpu_check [--models NAME_OR_FILE ...] [--seconds S]
+    python -m benchmarks.gpu_check [--models NAME_OR_FILE ...] [--seconds S] [--runtimes onnxruntime tvm] [--emulate]
 
-Exit status 1: a check failed; 2: there is a GPU, and one line says which packages it needs.
+`--runtimes tvm` needs no ONNX Runtime for GPUs. `--emulate` is the rehearsal of TVM's part on a machine without a GPU:
+its kernels run on the CPU (gpu_tvm.py). Exit status 1: a check failed; 2: there is a GPU, and one line says which
+packages it needs.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ import contextlib
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks import gpu_profile, gpu_table
+from benchmarks import gpu_profile, gpu_table, gpu_tvm
 from benchmarks.figure import Figure, Table, arguments, say
 from graphopt import models
 from graphopt.errors import GraphoptError
@@ -24,10 +26,16 @@ from graphopt.errors import GraphoptError
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
 
+RUNTIMES = ("onnxruntime", "tvm")
 MODELS = (
     *("ppocr-cls", "ppocr-rec-v4", "mobilenet-v2-export", "resnet50-export", "convnext-t-export", "silero-vad"),
     *("minilm-l6-export", "vit-b16-export", "llama-tiny", "llama-tiny-kv"),
 )
+TVM_MODELS = (
+    *("light-squeezenet", "resnet18-export", "resnet50-export", "mobilenet-v2-export", "densenet121-export"),
+    *("minilm-l6-export", "vit-b16-export", "ppocr-cls", "magika", "bert-tiny-export"),
+)
+CASES = 16
 CUDA = "cuda"
 TENSORRT = "onnxruntime{device=cuda provider=tensorrt}"
 SECONDS = 3.0
@@ -38,6 +46,7 @@ BARS = (
     "every kernel that the kernel table promises is in the installed ONNX Runtime",
     "the artifact computes what the original does, by the numerics policy",
     "every copy between host and device that ONNX Runtime's profile shows is counted at compile time",
+    "TVM's kernels compute what the model does, and the official node cases that TVM takes are right",
     f"no model above {MAX_LOW:g} of plain ONNX Runtime on the same GPU by the lower end of its 95 % interval",
 )
 
@@ -105,35 +114,55 @@ def _constraint() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="models of the zoo, or ONNX files")
+    parser.add_argument("--models", nargs="+", default=(), metavar="NAME", help="models of the zoo, or ONNX files")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
+    parser.add_argument("--cases", type=int, default=CASES, help="every N-th node case through TVM, 0 for none")
+    parser.add_argument("--emulate", action="store_true", help="run TVM's kernels on this machine's CPU")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring per row (default %(default)s)")
     options = parser.parse_args(argv)
     found = gpus()
-    missing = missing_packages(found)
+    missing = missing_packages(found) if "onnxruntime" in options.runtimes else ""
+    without_tvm = gpu_tvm.why_not() if "tvm" in options.runtimes else ""
+    if found and not missing:
+        missing = without_tvm
     if missing:
         print(f"gpu_check: {missing}", file=sys.stderr)
         return 2
     machine = f"GPU: {', '.join(found)}." if found else "No GPU here: what needs one was not run."
     figure = Figure(
         "gpu",
-        "ONNX Runtime on an NVIDIA GPU",
-        f"`graphopt compile --target cuda`, and the same with TensorRT. {machine}",
+        "ONNX Runtime and TVM on an NVIDIA GPU",
+        f"`graphopt compile --target cuda`, the same with TensorRT, and `--target {gpu_tvm.target(False)}`. {machine}",
         BARS if found else BARS[:2],
     )
     checks = Checks(figure)
-    for device in ("cpu", "cuda"):
-        checks.add("kernel table", device, *gpu_table.check(device))
-    for name in options.models:
-        say(f"{name} ...")
-        path = Path(name) if Path(name).suffix == ".onnx" else models.fetch(name)
-        for target in (CUDA, TENSORRT):
-            check_model(checks, name, path, target, options.folder / "gpu", options.seconds)
+    folder = options.folder / "gpu"
+    if "onnxruntime" in options.runtimes:
+        for device in ("cpu", "cuda"):
+            checks.add("kernel table", device, *gpu_table.check(device))
+        for name, path in _files(options.models or MODELS):
+            for target in (CUDA, TENSORRT):
+                check_model(checks, name, path, target, folder, options.seconds)
+    if without_tvm:
+        checks.add("compile, TVM", "all", "not run", without_tvm)
+    elif "tvm" in options.runtimes:
+        for name, path in _files(options.models or TVM_MODELS):
+            gpu_tvm.check_model(checks.add, name, path, folder, options.seconds, options.emulate)
+        if options.cases:
+            gpu_tvm.check_cases(checks.add, options.cases, options.emulate)
     figure.tables.append(checks.table)
     not_run = sum(row[2] == "not run" for row in checks.table.rows)
     if not_run:
         figure.notes.append(f"**{not_run} of {len(checks.table.rows)} checks were not run**; the table says why.")
-    whole = tuple(options.models) == MODELS and options.seconds >= SECONDS
+    whole = not options.models and set(options.runtimes) == set(RUNTIMES) and options.seconds >= SECONDS
     return figure.finish(write=bool(found) and whole and not options.no_write)
+
+
+def _files(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Models of the zoo, or files, one after the other."""
+    for name in names:
+        say(f"{name} ...")
+        yield name, Path(name) if Path(name).suffix == ".onnx" else models.fetch(name)
 
 
 def check_model(checks: Checks, name: str, path: Path, target: str, folder: Path, seconds: float) -> None:

@@ -1,11 +1,13 @@
 """One runtime in a process of its own, timed in blocks on request; what the figures of the tvm target are made with.
 
     python -m benchmarks.tvm_worker kernel|vm|ort|ort-kernel|openvino|torch THREADS FILE FEEDS.npz
+    python -m benchmarks.tvm_worker gpu|ort-gpu|torch-gpu 0 FILE FEEDS.npz
 
 Each line on stdin is a number of runs; the answer is a JSON list of their seconds. `kernel` calls the function `main`
 of a library with all arrays, `vm` a Relax virtual machine, `ort` a session; `ort-kernel` answers the time that ONNX
 Runtime's profile gives for the one Conv, Gemm or MatMul of a model, without the layout changes around it; `torch` is
-torch.compile on the module behind a built model of the zoo, whose name FILE is.
+torch.compile on the module behind a built model of the zoo, whose name FILE is. On a GPU inputs lie in its memory, a
+run ends when the GPU is done, and nobody rounds to TF32; `gpu` is a library of the tvm target.
 """
 
 from __future__ import annotations
@@ -138,6 +140,51 @@ def _torch(name: str, threads: int, feeds: Mapping[str, np.ndarray]) -> Run:
     return run
 
 
+def _gpu(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
+    from graphopt.targets.tvm.library import Library
+
+    library = Library(file, cuda=True)
+    tensors = [library.tensor(value) for value in feeds.values()]
+    return lambda: library.run_tensors(tensors)
+
+
+def _ort_gpu(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
+    import onnxruntime
+
+    provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    session = onnxruntime.InferenceSession(str(file), providers=[provider, "CPUExecutionProvider"])
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda", 0)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def _torch_gpu(name: str, feeds: Mapping[str, np.ndarray]) -> Run:
+    import torch
+    import torch._inductor.config
+
+    from graphopt.models.build import torch_module
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch._inductor.config.freezing = True
+    compiled: Any = torch.compile(torch_module(name)[0].cuda())
+    inputs = [torch.from_numpy(value).cuda() for value in feeds.values()]
+
+    def run() -> None:
+        with torch.no_grad():
+            compiled(*inputs)
+        torch.cuda.synchronize()
+
+    return run
+
+
 def _profiled(file: Path, threads: int, feeds: Mapping[str, np.ndarray], runs: int) -> list[float]:
     session = _session(file, threads, file.with_suffix(""))
     for _ in range(WARM + runs):
@@ -167,6 +214,9 @@ def main() -> None:
         "ort": lambda: _ort(file, threads, feeds),
         "openvino": lambda: _openvino(file, threads, feeds),
         "torch": lambda: _torch(sys.argv[3], threads, feeds),
+        "gpu": lambda: _gpu(file, feeds),
+        "ort-gpu": lambda: _ort_gpu(file, feeds),
+        "torch-gpu": lambda: _torch_gpu(sys.argv[3], feeds),
     }
     run = None if kind == "ort-kernel" else openers[kind]()
     for line in sys.stdin:

@@ -18,7 +18,8 @@ from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
 from graphopt.targets.tvm.parts import extract
-from graphopt.targets.tvm.plan import LIBRARY, PLAN, ExecutionPlan, Part
+from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
+from graphopt.targets.tvm.sizes import size_report
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -84,11 +85,12 @@ def compile_model(
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
     specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
-    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts))
+    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch)
     plan.write(folder)
     details = {
         "machine": machine.to_json(),
         "parts": rows,
+        "size": size_report(folder, parts, rows, machine.triple),
         "boundary_bytes": boundary_bytes(pieces, shapes),
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
@@ -129,7 +131,8 @@ def _compile_piece(
         source = Path(scratch) / "part.onnx"
         write(model if whole else extract(model, piece, shapes), source)
         told = compile_library(source, folder / name, machine, choices)
-    return Part("tvm", name, inputs, outputs), (name,), told
+    kernels = Path(name).with_suffix(SOURCE).name
+    return Part("tvm", name, inputs, outputs), (name, *((kernels,) if machine.arch else ())), told
 
 
 def _fuse(part: ir.Model, threads: int) -> None:
@@ -146,19 +149,24 @@ def compile_library(model: Path, library: Path, machine: Machine, choices: Choic
     """Compile an ONNX file in a child process.
 
     Returns:
-        `seconds` by step, why it is `not_scheduled` (None if it is), and how often each of its `workloads` occurs.
+        `seconds` by step, how often each of its `workloads` occurs, and what build.Built tells.
 
     Raises:
         GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
     """
     from graphopt.targets.child import Child
+    from graphopt.targets.tvm.gpu.nvcc import nvcc
     from graphopt.targets.tvm.toolchain import compiler
 
     compiler(machine.triple)  # the message comes before the work
+    if machine.arch:
+        nvcc(machine.arch)
     child = Child("graphopt.targets.tvm.worker_compile", "TVM's compiler", model.name, time_limit=COMPILE_SECONDS)
     try:
         request = {"model": str(model), "library": str(library), "machine": machine.to_json(), "choices": dict(choices)}
-        return child.ask("compiling", request)[0]
+        reply, _ = child.ask("compiling", request)
+        known = ("seconds", "not_scheduled", "workloads", "rules", "kernels", "weights")
+        return {name: reply[name] for name in known if reply[name] or name == "not_scheduled"}
     finally:
         child.close()
 

@@ -1,7 +1,8 @@
-"""What code is generated for: instruction set, vector registers, caches, threads, and the LLVM target of these.
+"""What code is generated for: instruction set, vector registers, caches, threads, a GPU, and TVM's target of these.
 
     machine = host(threads=2)                   # this CPU
     machine = of("avx2", threads=4)             # a CPU by its instruction set, with typical caches
+    machine = gpu("sm_90")                      # a GPU and its host
     machine.llvm()                              # {"kind": "llvm", "mcpu": "x86-64-v3", ...} for tvm.target.Target
 
 Not here: how a schedule follows from it (targets/tvm/cpu).
@@ -24,7 +25,7 @@ from graphopt.targets.onnxruntime.isa import cpu_flags
 if TYPE_CHECKING:
     import tvm
 
-Isa = Literal["avx2", "avx512", "avx512vnni", "neon", "neondot"]
+Isa = Literal["avx2", "avx512", "avx512vnni", "neon", "neondot", "armv7", "riscv64"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,20 @@ _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _NEON = frozenset({"asimd"})
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
+_ARM32, _RISCV = "arm-linux-gnueabihf", "riscv64-linux-gnu"
+# By the name that the kernel gives a machine.
+_TRIPLES = {"x86_64": _X86, "aarch64": _ARM, "arm64": _ARM, "armv7l": _ARM32, "riscv64": _RISCV}
 _LEVELS: dict[Isa, _Level] = {
     "avx2": _Level(_X86, "x86-64-v3", (), 256, 16, 32 << 10, 256 << 10, _V3),
     "avx512": _Level(_X86, "x86-64-v4", (), 512, 32, 32 << 10, 1 << 20, _V4),
     "avx512vnni": _Level(_X86, "x86-64-v4", ("+avx512vnni",), 512, 32, 32 << 10, 1 << 20, _V4 | {"avx512_vnni"}),
     "neon": _Level(_ARM, "generic", ("+neon",), 128, 32, 32 << 10, 512 << 10, _NEON),
     "neondot": _Level(_ARM, "generic", ("+neon", "+dotprod"), 128, 32, 32 << 10, 512 << 10, _NEON | {"asimddp"}),
+    "armv7": _Level(
+        _ARM32, "generic", ("+v7", "+neon", "+vfp4"), 128, 16, 32 << 10, 256 << 10, frozenset({"neon", "vfpv4"})
+    ),
+    # Without its vector extension, which few boards have: a vector is four registers.
+    "riscv64": _Level(_RISCV, "generic-rv64", ("+m", "+a", "+f", "+d", "+c"), 128, 8, 32 << 10, 256 << 10, frozenset()),
 }
 
 
@@ -60,12 +69,15 @@ class Machine:
     """A CPU as the code generator sees it.
 
     Attributes:
-        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `neon` (without dot products) or `neondot`.
+        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `neon` (without dot products) or
+            `neondot`, and of other kinds of machines `armv7` (with NEON) and `riscv64` (RV64GC).
         threads: threads that an op is divided among.
         vector_bits: width of one vector register.
         registers: number of vector registers.
         l1, l2: bytes of a core's data caches.
         triple, mcpu, mattr: how LLVM is told the above.
+        arch: the GPU that kernels are generated for, as nvcc spells it (`sm_90`), or "" for none; then this CPU is its
+            host, which launches them.
     """
 
     isa: Isa
@@ -77,6 +89,7 @@ class Machine:
     triple: str
     mcpu: str
     mattr: tuple[str, ...] = ()
+    arch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -93,13 +106,24 @@ class Machine:
     def llvm(self) -> dict[str, Any]:
         """The JSON form of TVM's target."""
         out: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, "num-cores": self.threads}
+        out |= {_ARM32: {"mfloat-abi": "hard"}, _RISCV: {"mabi": "lp64d"}}.get(self.triple, {})
         return {**out, "mattr": list(self.mattr)} if self.mattr else out
 
     def target(self) -> tvm.target.Target:
         """TVM's target, host included."""
         import tvm
 
-        return tvm.target.Target(self.llvm(), self.llvm())
+        return tvm.target.Target(self.cuda() if self.arch else self.llvm(), self.llvm())
+
+    def cuda(self) -> dict[str, Any]:
+        """The JSON form of TVM's target for the GPU: limits that every architecture of nvcc 13 has."""
+        return {
+            "kind": "cuda",
+            "arch": self.arch,
+            "max_threads_per_block": 1024,
+            "max_shared_memory_per_block": 48 << 10,
+            "thread_warp_size": 32,
+        }
 
 
 def of(isa: Isa, threads: int = 0) -> Machine:
@@ -133,6 +157,12 @@ def host(threads: int = 0) -> Machine | None:
     )
 
 
+def gpu(arch: str) -> Machine:
+    """A GPU, and a host of this kind of machine with the instructions that any machine with such a GPU has."""
+    host_like = of("neon" if _TRIPLES.get(platform.machine()) == _ARM else "avx2")
+    return dataclasses.replace(host_like, arch=arch)
+
+
 def host_isa() -> Isa | None:
     """The widest instruction set that this CPU has."""
     preferred: tuple[Isa, ...] = ("avx512vnni", "avx512", "avx2", "neondot", "neon")
@@ -147,8 +177,7 @@ def missing_flags(isa: Isa) -> tuple[str, ...]:
 
 def foreign(machine: Machine) -> bool:
     """Whether this process runs on another kind of machine."""
-    arm = platform.machine() in ("aarch64", "arm64")
-    return arm != (machine.triple == _ARM)
+    return _TRIPLES.get(platform.machine()) != machine.triple
 
 
 def cpu_name() -> str:

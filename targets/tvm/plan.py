@@ -17,6 +17,8 @@ from graphopt.target import TensorSpec
 from graphopt.targets.tvm.machine import Isa
 
 PLAN, LIBRARY, MODEL = "plan.json", "model.so", "model.onnx"
+SOURCE = ".cu"
+"""Ending of the file beside a library that holds the CUDA source of its kernels; read by people and by emulator=cpu."""
 _FORMAT = 1
 
 
@@ -32,19 +34,27 @@ class Part:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """The interface, the instruction set that the libraries are made for, and the parts in order."""
+    """The interface, what the libraries are made for, and the parts in order.
+
+    Attributes:
+        isa, triple: instruction set and kind of the CPU that runs them, or that launches their kernels.
+        arch: the GPU that the kernels are made for (`sm_90`); "" for none.
+    """
 
     isa: Isa
     triple: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parts: tuple[Part, ...]
+    arch: str = ""
 
     def write(self, folder: Path) -> None:
         data = {
             "format": _FORMAT,
             "isa": self.isa,
             "triple": self.triple,
+            "device": "cuda" if self.arch else "cpu",
+            "arch": self.arch,
             "inputs": [[spec.name, spec.type, spec.shape] for spec in self.inputs],
             "outputs": [[spec.name, spec.type, spec.shape] for spec in self.outputs],
             "parts": [vars(part) for part in self.parts],
@@ -70,7 +80,8 @@ def read_plan(folder: Path) -> ExecutionPlan:
         parts = tuple(_part(item) for item in data["parts"])
         if data["isa"] not in get_args(Isa):
             raise ValueError(f"instruction set {data['isa']!r}")
-        plan = ExecutionPlan(data["isa"], data["triple"], _specs(data["inputs"]), _specs(data["outputs"]), parts)
+        inputs, outputs, arch = _specs(data["inputs"]), _specs(data["outputs"]), str(data.get("arch", ""))
+        plan = ExecutionPlan(data["isa"], data["triple"], inputs, outputs, parts, arch)
     except (KeyError, TypeError, ValueError) as error:
         raise GraphoptError(f"{folder}: {PLAN} is damaged ({error}); compile the model again") from None
     for part in plan.parts:

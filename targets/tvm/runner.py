@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import GraphoptError
 from graphopt.target import Runner
 from graphopt.targets.child import Child
+from graphopt.targets.tvm.gpu.driver import why_not
 from graphopt.targets.tvm.interface import check_feeds
 from graphopt.targets.tvm.machine import foreign, missing_flags, of
-from graphopt.targets.tvm.plan import MODEL, read_plan
+from graphopt.targets.tvm.plan import MODEL, SOURCE, ExecutionPlan, read_plan
 from graphopt.targets.tvm.settings import TvmSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class TvmRunner(Runner):
                 f"{folder}: the code is made for {plan.isa}, and this CPU lacks {', '.join(lacking)}; "
                 "compile it for this one: tvm{isa=auto}"
             )
+        emulated = target.emulator == "cpu"
+        missing = why_not(plan.arch) if plan.arch and not emulated else None
+        if missing is not None:
+            raise GraphoptError(f"{folder}: the code is made for {plan.arch}: {missing}")
         self.folder, self.inputs, self.outputs = folder, plan.inputs, plan.outputs
         self._target, self._settings = target, settings
         self._limits: dict[str, Any] = {"time_limit": time_limit, "memory_limit": memory_limit}
@@ -62,7 +67,10 @@ class TvmRunner(Runner):
             environment=settings.environment(),
         )
         try:
-            header, _ = self._child.ask("loading", {"op": "load", "folder": str(folder), "threads": settings.threads})
+            with tempfile.TemporaryDirectory(prefix="graphopt-emulation-") as made:
+                stand_ins = _emulation(plan, folder, Path(made)) if emulated else {}
+                request = {"op": "load", "folder": str(folder), "threads": settings.threads, "emulation": stand_ins}
+                header, _ = self._child.ask("loading", request)
         except BaseException:
             self._child.close()
             raise
@@ -95,7 +103,13 @@ class TvmRunner(Runner):
         return runner
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
-        """Seconds of each of `n` runs. Feeds are sent once, as long as the same arrays are given."""
+        """Seconds of each of `n` runs. Feeds are sent once, as long as the same arrays are given.
+
+        Raises:
+            GraphoptError: the feeds do not fit, or the kernels of a GPU are emulated.
+        """
+        if self._target.emulator == "cpu":
+            raise GraphoptError(f"{self.folder}: times under an emulator say nothing; bench it on a machine with a GPU")
         check_feeds(feeds, self.inputs, self.outputs)
         bound = self._bound
         if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):
@@ -111,6 +125,18 @@ class TvmRunner(Runner):
         self._child.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _emulation(plan: ExecutionPlan, folder: Path, made: Path) -> dict[str, tuple[str, str]]:
+    """What stands in for a GPU, by the file of a part: a runtime, and its kernels."""
+    from graphopt.targets.tvm.gpu.emulation import compile_kernels, runtime_library
+
+    if not plan.arch:
+        raise GraphoptError(f"{folder}: the code is made for a CPU; emulator=cpu is for kernels of a GPU")
+    runtime = str(runtime_library(plan.triple))
+    names = [part.file for part in plan.parts if part.runtime == "tvm"]
+    sources = {name: (folder / name).with_suffix(SOURCE) for name in names}
+    return {name: (runtime, str(compile_kernels(path, made, plan.triple))) for name, path in sources.items()}
 
 
 def compile_into(path: Path, target: Tvm) -> tempfile.TemporaryDirectory[str]:

@@ -1,14 +1,15 @@
-"""TVM's runtime for another machine, out of its pinned wheels, and run.cc compiled for it.
+"""TVM's runtime for a machine, out of its pinned wheels or of the installed ones, and run.cc compiled for it.
 
     folder = runtime_for("aarch64-linux-gnu")       # libtvm_runtime.so, libtvm_ffi.so and the program `run`
 
-Fetched once into the cache folder; nothing of the packages is installed.
+Made once, in the cache folder; nothing of the packages is installed.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -39,6 +40,30 @@ WHEELS = {
     ),
 }
 PROGRAM = "run"
+RUNTIME = ("libtvm_runtime.so", "libtvm_ffi.so")
+"""What a device needs beside a library."""
+FILES = (*RUNTIME, PROGRAM)
+# Bytes of RUNTIME in the wheels above, so that a report needs no download.
+AARCH64_BYTES = (2_953_920, 2_232_416)
+
+
+def known_runtime(triple: str) -> tuple[int, ...] | None:
+    """Bytes of RUNTIME for a machine; None where no build of it is known."""
+    if _is_native(triple):
+        return tuple(_installed(name).stat().st_size for name in RUNTIME)
+    return AARCH64_BYTES if triple == "aarch64-linux-gnu" else None
+
+
+def bundle(triple: str, folder: Path) -> tuple[str, ...]:
+    """Put the runtime and the program that runs models into a folder; return the names.
+
+    Raises:
+        GraphoptError: as `runtime_for`.
+    """
+    source = runtime_for(triple)
+    for name in FILES:
+        shutil.copy(source / name, folder / name)
+    return FILES
 
 
 def runtime_for(triple: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -47,8 +72,10 @@ def runtime_for(triple: str, cache_dir: str | os.PathLike[str] | None = None) ->
     Raises:
         GraphoptError: there are none for this machine, pip cannot fetch them, or the cross compiler is missing.
     """
-    if triple != "aarch64-linux-gnu":
-        raise GraphoptError(f"there is no pinned TVM runtime for {triple}; there is one for aarch64-linux-gnu")
+    if triple != "aarch64-linux-gnu" and not _is_native(triple):
+        raise GraphoptError(
+            f"TVM's packages have no runtime for {triple}, only for x86-64 and aarch64; build it from TVM's source"
+        )
     version = WHEELS["libtvm_runtime.so"].version
     folder = cache_root(cache_dir) / "tvm" / f"{triple}-{version}"
     return folder if folder.is_dir() else place(folder, lambda made: _make(triple, made))
@@ -58,6 +85,9 @@ def _make(triple: str, folder: Path) -> None:
     command = compiler(triple)  # before the download
     folder.mkdir()
     for name, wheel in WHEELS.items():
+        if _is_native(triple):
+            shutil.copy(_installed(name), folder / name)
+            continue
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
             _unpack(fetch_wheel(wheel, Path(scratch)), name, folder / name)
     link = ["-L", str(folder), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime", "-Wl,-rpath,$ORIGIN"]
@@ -69,6 +99,18 @@ def _make(triple: str, folder: Path) -> None:
     )
     if done.returncode != 0:
         raise GraphoptError(f"{command} cannot compile {source.name}: {done.stderr.strip().splitlines()[-1][:300]}")
+
+
+def _is_native(triple: str) -> bool:
+    return platform.machine() == triple.partition("-")[0]
+
+
+def _installed(name: str) -> Path:
+    package = "tvm_ffi" if "ffi" in name else "tvm"
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependency("compiling for TVM", "tvm")
+    return Path(found.submodule_search_locations[0]) / "lib" / name
 
 
 def _unpack(wheel: Path, name: str, target: Path) -> None:

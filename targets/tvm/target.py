@@ -1,4 +1,5 @@
-"""The TVM target: `tvm{device=cpu isa=avx2 threads=4}`, one shared library with code and weights.
+"""The TVM target: `tvm{device=cpu isa=avx2 threads=4}` or `tvm{device=cuda arch=sm_90}`, one shared library with code
+and weights.
 
     files = Tvm(threads=2).compile(model, folder)      # model.so, plan.json, model.onnx
     runner = Tvm().load(folder / "model.so", files.settings)
@@ -25,6 +26,12 @@ from graphopt.targets.tvm.lowering.table import why_not, why_not_op
 from graphopt.targets.tvm.plan import LIBRARY, MODEL, PLAN
 from graphopt.targets.tvm.settings import TvmSettings
 
+Arch = Literal[
+    "auto", "sm_75", "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120",
+    "sm_121",
+]  # fmt: skip
+"""GPUs that nvcc 13 compiles for."""
+
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.analysis.shapes import Shapes
@@ -36,34 +43,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tvm(Target):
-    """Apache TVM: code for a CPU, ahead of time.
+    """Apache TVM: code for a CPU or an NVIDIA GPU, ahead of time.
 
     Attributes:
-        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64` is cross-compiled for 64-bit ARM Linux.
+        device: `cpu` is an x86-64 or ARM machine of this kind; `aarch64`, `armv7` (with NEON) and `riscv64` (RV64GC)
+            are cross-compiled for Linux there; `cuda` is an NVIDIA GPU in a machine of this kind.
+        arch: with device=cuda, the GPU that kernels are made for; `auto` is sm_80. Newer ones run them too, translated
+            from PTX by the driver when they are loaded.
         isa: instruction set; `auto` is what this machine has (with device=aarch64: neon).
         threads: threads that the code is made for and run with; 0 for one per CPU of this machine.
         emulator: `qemu` runs code for aarch64 on this machine, to verify it; TVM's runtime for it is fetched once.
+            `cpu` does so with kernels for a GPU: their CUDA source is compiled for this machine's CPU.
+        runtime: `bundled` puts TVM's runtime and a program that runs models beside the library, for a device without
+            Python.
         fallback: `onnxruntime` leaves nodes that TVM does not take to ONNX Runtime; `none` refuses such models.
     """
 
     name: ClassVar[str] = "tvm"
-    summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU"
+    summary: ClassVar[str] = "Apache TVM: a shared library of generated code for a CPU or GPU"
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
     tunes: ClassVar[bool] = True
 
-    device: Literal["cpu", "aarch64"] = "cpu"
+    device: Literal["cpu", "aarch64", "armv7", "riscv64", "cuda"] = "cpu"
+    arch: Arch = "auto"
     isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
     threads: int = 0
-    emulator: Literal["none", "qemu"] = "none"
+    emulator: Literal["none", "qemu", "cpu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"
+    runtime: Literal["none", "bundled"] = "none"
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise GraphoptError(f"target 'tvm': threads={self.threads} is negative; 0 means one per core")
         if self.device == "aarch64" and self.isa not in ("auto", "neon", "neondot"):
             raise GraphoptError(f"target 'tvm': device=aarch64 has no isa={self.isa}; there are neon and neondot")
+        if self.emulator == "qemu" and self.device in ("armv7", "riscv64"):
+            raise GraphoptError(
+                f"target 'tvm': emulator=qemu runs aarch64 only; TVM has no runtime for {self.device} in its packages"
+            )
         if self.emulator == "qemu" and self.device != "aarch64":
             raise GraphoptError("target 'tvm': emulator=qemu is for code of another machine: device=aarch64")
+        if self.emulator == "cpu" and self.device != "cuda":
+            raise GraphoptError("target 'tvm': emulator=cpu is for kernels of a GPU: device=cuda")
+        if self.arch != "auto" and self.device != "cuda":
+            raise GraphoptError(f"target 'tvm': arch={self.arch} is a GPU; it goes with device=cuda")
+        if self.device in ("armv7", "riscv64") and self.isa != "auto":
+            raise GraphoptError(f"target 'tvm': device={self.device} has no isa={self.isa}; leave it out")
+        if self.runtime == "bundled" and self.device not in ("cpu", "aarch64"):
+            raise GraphoptError(f"target 'tvm': there is no runtime to bundle for device={self.device}")
+        if self.device == "cuda" and self.isa != "auto":
+            raise GraphoptError(f"target 'tvm': device=cuda has no isa={self.isa}; its GPU is named by arch=sm_90")
+        if self.device == "cuda" and self.threads and self.fallback == "none":
+            raise GraphoptError(
+                "target 'tvm': device=cuda has no threads; they are for parts in ONNX Runtime (fallback)"
+            )
 
     def machine(self) -> Machine:
         """What code is generated for.
@@ -73,6 +106,10 @@ class Tvm(Target):
         """
         if self.device == "aarch64":
             return machines.of("neondot" if self.isa == "neondot" else "neon", self.threads)
+        if self.device == "armv7" or self.device == "riscv64":
+            return machines.of(self.device, self.threads)
+        if self.device == "cuda":
+            return machines.gpu("sm_80" if self.arch == "auto" else self.arch)
         if self.isa != "auto":
             return machines.of(self.isa, self.threads)
         found = machines.host(self.threads)
@@ -90,7 +127,12 @@ class Tvm(Target):
             installed = emulator(machine.triple) is not None
             return None if installed else "qemu-user is not installed: apt-get install qemu-user"
         if machines.foreign(machine):
-            return f"this machine is no {machine.triple.partition('-')[0]}; emulator=qemu runs the code here"
+            hint = "emulator=qemu runs the code here" if self.device == "aarch64" else "copy the artifact to one"
+            return f"this machine is no {machine.triple.partition('-')[0]}; {hint}"
+        if machine.arch and self.emulator == "none":
+            from graphopt.targets.tvm.gpu.driver import why_not as why_no_gpu
+
+            return why_no_gpu(machine.arch)
         lacking = machines.missing_flags(machine.isa)
         return f"this CPU lacks {', '.join(lacking)}; copy the artifact to one that has it" if lacking else None
 
@@ -118,7 +160,7 @@ class Tvm(Target):
             GraphoptError: a node that TVM does not take, a missing compiler, or TVM failed.
         """
         source = self._write(model, out, external_data)
-        return self._files(self._make(out, out, {}), source)
+        return self._files(self._make(out, out, {}), source, out)
 
     def compile_tuned(
         self, model: ir.Model, out: Path, tuning: Tuning, external_data: ExternalData = "auto"
@@ -133,7 +175,7 @@ class Tvm(Target):
 
         source = self._write(model, out, external_data)
         made, result = compile_tuned(lambda folder, choices: self._make(out, folder, choices), out, self, tuning)
-        files = self._files(made, source)
+        files = self._files(made, source, out)
         return dataclasses.replace(
             files,
             notes=(*files.notes, *result.notes),
@@ -157,15 +199,20 @@ class Tvm(Target):
         model, fallback = load(source / MODEL), self.fallback == "onnxruntime"
         return compile_model(model, folder, self.machine(), fallback, self.threads, choices)
 
-    def _files(self, made: Compiled, source: tuple[str, ...]) -> CompiledFiles:
+    def _files(self, made: Compiled, source: tuple[str, ...], out: Path) -> CompiledFiles:
+        bundled: tuple[str, ...] = ()
+        if self.runtime == "bundled":
+            from graphopt.targets.tvm.runtime import bundle
+
+            bundled = bundle(self.machine().triple, out)
         missing = self.available()
         libraries = tuple(part.file for part in made.plan.parts if part.runtime == "tvm")
         others = tuple(name for name in made.files if name not in libraries)
         return CompiledFiles(
             main=made.main,
-            files=(*libraries, *others, PLAN, *source),
+            files=(*libraries, *others, *bundled, PLAN, *source),
             settings=self.settings(),
-            not_reproducible=libraries,
+            not_reproducible=(*libraries, *bundled),
             notes=(*made.notes, *(() if missing is None else (f"compiled, not run: {missing}",))),
             model=MODEL,
             details=made.details,

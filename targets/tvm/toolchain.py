@@ -10,7 +10,14 @@ from typing import Any
 
 from graphopt.errors import GraphoptError
 
-_PACKAGES = {"x86_64-linux-gnu": "g++-x86-64-linux-gnu", "aarch64-linux-gnu": "g++-aarch64-linux-gnu"}
+_PACKAGES = {
+    "x86_64-linux-gnu": "g++-x86-64-linux-gnu",
+    "aarch64-linux-gnu": "g++-aarch64-linux-gnu",
+    "arm-linux-gnueabihf": "g++-arm-linux-gnueabihf",
+    "riscv64-linux-gnu": "g++-riscv64-linux-gnu",
+}
+# TVM emits debug info of its loops, a third of the library of a small model; names of functions stay, for profilers.
+_LINK = ("-shared", "-fPIC", "-Wl,--strip-debug")
 
 
 def compiler(triple: str) -> str:
@@ -39,7 +46,7 @@ def linker(triple: str) -> Callable[..., Any]:
 
     def link(output: str, objects: Sequence[str] | str, options: Sequence[str] = (), **kwargs: Any) -> None:
         files = [objects] if isinstance(objects, str) else list(objects)
-        run = [command, "-shared", "-fPIC", "-o", output, *files, *(options or ())]
+        run = [command, *_LINK, "-o", output, *files, *(options or ())]
         done = subprocess.run(run, capture_output=True, text=True)
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]

@@ -17,7 +17,7 @@ from graphopt.errors import GraphoptError
 from graphopt.targets.onnxruntime.session import Session, memory
 from graphopt.targets.onnxruntime.settings import SessionSettings
 from graphopt.targets.serving import serve
-from graphopt.targets.tvm.library import Library, without_torch
+from graphopt.targets.tvm.library import Emulation, Library, without_torch
 from graphopt.targets.tvm.plan import Part, read_plan
 
 
@@ -32,7 +32,7 @@ class Server:
         op = request["op"]
         if op == "load":
             start = time.perf_counter()
-            self._model = _Model(Path(request["folder"]), request["threads"])
+            self._model = _Model(Path(request["folder"]), request["threads"], request["emulation"])
             return {"load_seconds": time.perf_counter() - start, "memory": memory()}, {}
         if op == "memory":
             return {"memory": memory()}, {}
@@ -51,9 +51,9 @@ class Server:
 class _Model:
     """The parts of a plan, open."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, emulation: dict[str, list[str]]) -> None:
         self._plan = read_plan(folder)
-        self._parts = [(part, _open(folder, part, threads)) for part in self._plan.parts]
+        self._parts = [(part, self._open(folder, part, threads, emulation)) for part in self._plan.parts]
         self._bound: dict[str, Any] = {}
         self._tensors: list[Any] | None = None
 
@@ -86,11 +86,11 @@ class _Model:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-
-def _open(folder: Path, part: Part, threads: int) -> Any:
-    if part.runtime == "tvm":
-        return Library(folder / part.file)
-    return Session(folder / part.file, SessionSettings(threads=threads, force_spinning_stop=True))
+    def _open(self, folder: Path, part: Part, threads: int, emulation: dict[str, list[str]]) -> Any:
+        if part.runtime == "onnxruntime":
+            return Session(folder / part.file, SessionSettings(threads=threads, force_spinning_stop=True))
+        stand_in = Emulation(*emulation[part.file]) if part.file in emulation else None
+        return Library(folder / part.file, stand_in or bool(self._plan.arch))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A compiler that crashes or hangs takes this process down, not graphopt; and TVM'
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
@@ -36,7 +37,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one ONNX file.
 
     Returns:
-        The seconds that each step took, why the code is not scheduled, and how often each workload occurs.
+        The seconds that each step took, how often each workload occurs, and what is told of the library (Built).
     """
     from graphopt.frontends.onnx import load
     from graphopt.targets.tvm.build import build, scheduled
@@ -58,10 +59,10 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         return choices.get(str(workload))
 
     schedule = functools.partial(scheduled, pick=pick)
-    reason = build(module, Machine.from_json(request["machine"]), Path(request["library"]), schedule)
+    told = build(module, Machine.from_json(request["machine"]), Path(request["library"]), schedule)
     end = time.perf_counter()
     seconds = {"import": imported - start, "lower": lowered - imported, "build": end - lowered}
-    return {"seconds": seconds, "not_scheduled": reason, "workloads": dict(workloads)}
+    return {"seconds": seconds, "workloads": dict(workloads), **dataclasses.asdict(told)}
 
 
 if __name__ == "__main__":

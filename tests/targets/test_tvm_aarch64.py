@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from graphopt import driver, models
+from graphopt.artifact import Artifact
 from graphopt.driver import Options
 from graphopt.errors import GraphoptError
 from graphopt.ir.text import from_text
@@ -17,6 +19,7 @@ from graphopt.manager.registry import make_target
 from graphopt.running import runnable
 from graphopt.targets.onnxruntime.runner import open_runner
 from graphopt.targets.onnxruntime.settings import SessionSettings
+from graphopt.targets.tvm.runtime import AARCH64_BYTES, RUNTIME, known_runtime, runtime_for
 
 pytestmark = pytest.mark.tvm
 pytest.importorskip("tvm")
@@ -50,6 +53,62 @@ def test_it_compiles_without_the_device_and_says_so(tmp_path: Path) -> None:
     target = make_target("tvm{device=aarch64}")
     with pytest.raises(GraphoptError, match="made for aarch64"):
         target.load(artifact.main)
+
+
+@cross_compiler
+@qemu
+def test_a_bundle_runs_on_the_device_by_itself(tmp_path: Path) -> None:
+    write(from_text(NET), tmp_path / "net.onnx")
+    target = "tvm{device=aarch64 threads=1 runtime=bundled}"
+    artifact = driver.compile(tmp_path / "net.onnx", target, tmp_path / "build", Options(numerics="off"))
+    check_size(artifact)
+    bundled = {"run", "libtvm_runtime.so", "libtvm_ffi.so"}
+    assert bundled < set(artifact.manifest["files"]) and bundled < set(artifact.manifest["not_reproducible"])
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    x.tofile(tmp_path / "x.bin")
+    command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "build/run", "build/model.so", "float32:1,3,8,8:x.bin"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    with open_runner(tmp_path / "net.onnx") as reference:
+        expected = reference.run({"x": x})["y"]
+    got = np.fromfile(tmp_path / "out0.bin", np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def check_size(artifact: Artifact) -> None:
+    """The report says what takes the room."""
+    size = artifact.report["lowering"]["size"]
+    library = artifact.main.read_bytes()
+    assert size["files"] == len(library) and b".debug_info" not in library
+    assert 4 * 4 * 3 * 3 * 3 <= size["weights"] < 4096
+    assert size["code"] == text_bytes(artifact.main)
+    assert size["runtime"] == dict(zip(RUNTIME, AARCH64_BYTES, strict=True))
+
+
+@cross_compiler
+@qemu
+def test_the_known_size_of_the_runtime_is_that_of_the_wheels() -> None:
+    folder = runtime_for("aarch64-linux-gnu")
+    assert known_runtime("aarch64-linux-gnu") == tuple((folder / name).stat().st_size for name in RUNTIME)
+
+
+def text_bytes(library: Path) -> int:
+    told = subprocess.run(["aarch64-linux-gnu-size", "-A", library], capture_output=True, text=True, check=True).stdout
+    return int(next(line.split()[1] for line in told.splitlines() if line.startswith(".text")))
+
+
+@pytest.mark.parametrize(
+    ("device", "triple", "machine"), [("armv7", "arm-linux-gnueabihf", 40), ("riscv64", "riscv64-linux-gnu", 243)]
+)
+def test_other_machines_are_compiled_for_and_not_run(device: str, triple: str, machine: int, tmp_path: Path) -> None:
+    if shutil.which(f"{triple}-g++") is None:
+        pytest.skip(f"needs g++-{triple}")
+    write(from_text(NET), tmp_path / "net.onnx")
+    artifact = driver.compile(tmp_path / "net.onnx", f"tvm{{device={device} threads=1}}", tmp_path / "build")
+    assert artifact.manifest["numerics"]["status"] == "not-checked"
+    assert any(note.startswith("compiled, not run: this machine is no") for note in artifact.manifest["notes"])
+    assert int.from_bytes(artifact.main.read_bytes()[18:20], "little") == machine
+    size = artifact.report["lowering"]["size"]
+    assert size["runtime"] is None and 0 < size["code"] < size["files"]
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def in_tvm(file: Path, feeds: Sequence[np.ndarray], machine: Machine) -> tuple[n
         seen.append(out[0])
         return out
 
-    assert build(lower(load(file)), machine, file.with_suffix(".so"), keep) is None
+    assert build(lower(load(file)), machine, file.with_suffix(".so"), keep).not_scheduled is None
     return Library(file.with_suffix(".so")).run(list(feeds))[0], seen[0].script()
 
 

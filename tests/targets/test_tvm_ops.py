@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir
@@ -13,9 +14,14 @@ from onnx import parser
 
 from graphopt.targets.onnxruntime.runner import open_runner
 from graphopt.targets.onnxruntime.settings import SessionSettings
+from graphopt.targets.tvm.gpu.driver import first_gpu
+
+if TYPE_CHECKING:
+    from graphopt.targets.tvm.library import Library
 
 pytestmark = [pytest.mark.tvm, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("tvm")
+without_gpu = pytest.mark.skipif(not isinstance(first_gpu(), str), reason="emulation is for machines without a GPU")
 
 HEAD = '<ir_version: 10, opset_import: ["":21]> g'
 
@@ -175,21 +181,46 @@ def in_tvm(model: onnx_ir.Model, feeds: Mapping[str, np.ndarray], folder: Path, 
 
     machine = host(1)
     assert machine is not None
-    reason = build(lower(model), machine, folder / "model.so", scheduled if own else stock)
+    reason = build(lower(model), machine, folder / "model.so", scheduled if own else stock).not_scheduled
     assert not own or reason is None, reason
-    results = Library(folder / "model.so").run([np.asarray(feeds[str(v.name)]) for v in model.graph.inputs])
+    return run(Library(folder / "model.so"), model, feeds)
+
+
+def in_emulation(model: onnx_ir.Model, feeds: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """The kernels for a GPU on this machine's CPU."""
+    from graphopt.targets.tvm.build import build, scheduled
+    from graphopt.targets.tvm.gpu.emulation import compile_kernels, runtime_library, without_nvcc
+    from graphopt.targets.tvm.library import Emulation, Library
+    from graphopt.targets.tvm.lowering.graph import lower
+    from graphopt.targets.tvm.machine import gpu
+
+    build(lower(model), gpu("sm_90"), folder / "model.so", scheduled, without_nvcc)
+    kernels = compile_kernels(folder / "model.cu", folder)
+    return run(Library(folder / "model.so", Emulation(str(runtime_library()), str(kernels))), model, feeds)
+
+
+def run(library: Library, model: onnx_ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    results = library.run([np.asarray(feeds[str(value.name)]) for value in model.graph.inputs])
     return dict(zip([str(value.name) for value in model.graph.outputs], results, strict=True))
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["stock", "own"])
+Way = Callable[[onnx_ir.Model, Mapping[str, np.ndarray], Path], dict[str, np.ndarray]]
+WAYS: dict[str, Way] = {
+    "stock": functools.partial(in_tvm, own=False),
+    "own": functools.partial(in_tvm, own=True),
+    "gpu": in_emulation,
+}
+
+
+@pytest.mark.parametrize("way", ["stock", "own", pytest.param("gpu", marks=[pytest.mark.slow, without_gpu])])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ops_compute_what_onnx_runtime_computes(family: str, own: bool, tmp_path: Path) -> None:
+def test_ops_compute_what_onnx_runtime_computes(family: str, way: str, tmp_path: Path) -> None:
     model = onnx_ir.serde.deserialize_model(parser.parse_model(HEAD + FAMILIES[family]))
     onnx_ir.save(model, tmp_path / "model.onnx")
     feeds = feeds_of(model, family)
     with open_runner(tmp_path / "model.onnx", SessionSettings().reference(), isolate=False) as runner:
         expected = runner.run(feeds)
-    got = in_tvm(model, feeds, tmp_path, own)
+    got = WAYS[way](model, feeds, tmp_path)
     for name, wanted in expected.items():
         result: Any = got[name]
         assert result.dtype == wanted.dtype and result.shape == wanted.shape, name

@@ -33,6 +33,16 @@ def model(text: str) -> onnx_ir.Model:
         ("tvm{isas=avx2}", "did you mean 'isa'"),
         ("tvm{device=aarch64 isa=avx2}", "device=aarch64 has no isa=avx2"),
         ("tvm{threads=-1}", "threads=-1 is negative"),
+        ("tvm{device=cuda arch=sm_91}", "did you mean 'sm_90'"),
+        ("tvm{arch=sm_90}", "arch=sm_90 is a GPU; it goes with device=cuda"),
+        ("tvm{device=cuda isa=avx2}", "device=cuda has no isa=avx2"),
+        ("tvm{device=cuda threads=2}", "device=cuda has no threads"),
+        ("tvm{device=cuda emulator=qemu}", "emulator=qemu is for code of another machine"),
+        ("tvm{emulator=cpu}", "emulator=cpu is for kernels of a GPU"),
+        ("tvm{device=armv8}", "did you mean 'armv7'"),
+        ("tvm{device=riscv64 isa=neon}", "device=riscv64 has no isa=neon"),
+        ("tvm{device=armv7 emulator=qemu}", "TVM has no runtime for armv7"),
+        ("tvm{device=cuda runtime=bundled}", "no runtime to bundle for device=cuda"),
         ("tvn", "did you mean 'tvm'"),
     ],
 )
@@ -57,6 +67,7 @@ def test_machines_describe_their_vectors() -> None:
     assert machines.of("avx2", 4).lanes() == 8 and machines.of("avx512").lanes(8) == 64
     assert machines.of("neon").triple == "aarch64-linux-gnu"
     assert machines.of("avx512vnni").llvm()["mattr"] == ["+avx512vnni"]
+    assert machines.gpu("sm_90").cuda()["arch"] == "sm_90" and machines.gpu("sm_90").isa in ("avx2", "neon")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import figure, gpu_check, gpu_profile, gpu_table
+from benchmarks import figure, gpu_check, gpu_profile, gpu_table, gpu_tvm
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.manager.registry import make_target
@@ -36,7 +36,8 @@ def test_without_a_gpu_the_rest_runs_and_what_did_not_is_said(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(figure, "PAGES", tmp_path / "pages")
-    assert gpu_check.main(["--models", str(model), "--folder", str(tmp_path / "out")]) == 0
+    arguments = ["--models", str(model), "--folder", str(tmp_path / "out"), "--runtimes", "onnxruntime"]
+    assert gpu_check.main(arguments) == 0
     page = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     results = {(check, name): result for check, name, result, _ in rows[1:]}
@@ -48,6 +49,19 @@ def test_without_a_gpu_the_rest_runs_and_what_did_not_is_said(
     assert "it passed on the CPU" in page and "No GPU here" in page and "checks were not run" in page
     assert (tmp_path / "out" / "gpu" / "tiny-cuda" / "manifest.json").is_file()
     assert not (tmp_path / "pages").exists(), "a page about a GPU is written only where there is one"
+
+
+@pytest.mark.tvm
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.skipif(bool(gpu_tvm.why_not()), reason="needs TVM and NVIDIA's nvcc")
+def test_kernels_of_tvm_are_checked_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(from_text(TEXT.replace("N,", "2,")), tmp_path / "tiny.onnx")
+    arguments = ["--models", str(tmp_path / "tiny.onnx"), "--folder", str(tmp_path), "--runtimes", "tvm", "--emulate"]
+    assert gpu_check.main([*arguments, "--cases", "0", "--no-write"]) == 0
+    page = capsys.readouterr().out
+    for check in ("compile, TVM", "numerics, TVM in emulation"):
+        assert any(line.startswith(f"| {check} |") and "| passed |" in line for line in page.splitlines()), page
+    assert "latency, TVM | tiny | not run" in page
 
 
 @pytest.mark.usefixtures("no_gpu")

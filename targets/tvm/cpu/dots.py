@@ -115,6 +115,8 @@ _OF_CODES: dict[Isa, Dot] = {
     "avx2": _MADD_PAIRS,
     "neon": _WIDENED,
     "neondot": _SDOT,
+    "armv7": _WIDENED,
+    "riscv64": _WIDENED,
 }
 
 

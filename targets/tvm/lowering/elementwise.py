@@ -104,8 +104,19 @@ def bitwise_not(c: Lowering, n: View) -> Expr:
 
 @lowers("BitShift", dtypes=INTS)
 def bit_shift(c: Lowering, n: View) -> Expr:
-    shift = c.op.left_shift if n.attr("direction") == "LEFT" else c.op.right_shift
-    return shift(*c.operands(n, 0, 1))
+    """A shift by the width and more, or by less than nothing, leaves the sign of a right shift, else zero.
+
+    Hardware and compilers have no common result for it.
+    """
+    a, by = c.operands(n, 0, 1)
+    dtype = n.dtype(0)
+    left, width = n.attr("direction") == "LEFT", int(dtype.removeprefix("u").removeprefix("int"))
+    zero = c.const(0, dtype)
+    inside = c.op.logical_and(c.op.greater_equal(by, zero), c.op.less(by, c.const(width, dtype)))
+    if not left and dtype.startswith("int"):
+        return c.op.right_shift(a, c.op.where(inside, by, c.const(width - 1, dtype)))
+    shifted = (c.op.left_shift if left else c.op.right_shift)(a, c.op.where(inside, by, zero))
+    return c.op.where(inside, shifted, zero)
 
 
 @lowers("Round", dtypes=FLOATS)

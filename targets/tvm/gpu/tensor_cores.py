@@ -1,0 +1,150 @@
+"""Products of half-precision operands on tensor cores, added in single precision; the shape of contraction.py's nest.
+
+for block: for step of depth:
+    copy tiles of A and B to shared memory; each warp: fragments of sums += fragments of A * fragments of B
+fragments to shared memory; store epilogue(shared memory) by all threads
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import s_tir
+from tvm.s_tir.dlight.analysis import get_root_block
+from tvm.s_tir.dlight.gpu import matmul as dlight
+
+from graphopt.targets.tvm.gpu import intrinsics
+from graphopt.targets.tvm.gpu.contraction import as_product, depth_is_last, problem_of
+from graphopt.targets.tvm.gpu.intrinsics import SIZE
+from graphopt.targets.tvm.gpu.tiling import Problem, multiprocessors
+from graphopt.targets.tvm.machine import Machine
+
+_WARP = 32
+_DEPTH = 32
+"""Elements of depth in shared memory at a time."""
+_VECTOR = 8
+"""Half-precision elements that a thread copies at once."""
+
+
+@dataclass(frozen=True)
+class Warps:
+    """A block has rows x cols warps, each with fragments of frag_rows x frag_cols."""
+
+    rows: int
+    cols: int
+    frag_rows: int
+    frag_cols: int
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        return self.rows * self.frag_rows * SIZE, self.cols * self.frag_cols * SIZE
+
+    @property
+    def threads(self) -> int:
+        return self.rows * self.cols * _WARP
+
+
+CHOICES = (Warps(2, 2, 2, 2), Warps(2, 2, 2, 1), Warps(2, 2, 1, 1), Warps(1, 2, 1, 1))
+"""From large to small."""
+
+
+def best_warps(problem: Problem, arch: str) -> Warps:
+    """The largest tile that gives every multiprocessor a block, else the smallest."""
+    for choice in CHOICES:
+        rows, cols = choice.tile
+        blocks = problem.batch * math.ceil(problem.rows / rows) * math.ceil(problem.cols / cols)
+        if blocks >= multiprocessors(arch):
+            return choice
+    return CHOICES[-1]
+
+
+def schedule(function: Any, machine: Machine) -> Any | None:
+    """The function with its product on tensor cores; None when it has none of halves, or a small one."""
+    sch = s_tir.Schedule(function)
+    blocks = sch.get_child_blocks(get_root_block(sch))
+    mains = dlight.get_reduction_blocks(sch, blocks)
+    if mains is None:
+        return None
+    main = mains[0]
+    problem = problem_of(sch.get(main))
+    if problem is None or min(problem.rows, problem.cols, problem.depth) < SIZE or not _of_halves(sch.get(main)):
+        return None
+    depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
+    as_product(sch, main, depth_last)
+    _tile(sch, main, best_warps(problem, machine.arch), depth_last)
+    return sch.mod["main"]
+
+
+def _of_halves(block: Any) -> bool:
+    reads = [str(region.source.ty.dtype) for region in block.reads]
+    return reads == ["float16", "float16"] and str(block.writes[0].source.ty.dtype) == "float32"
+
+
+def _tile(sch: Any, main: Any, warps: Warps, depth_last: list[bool]) -> None:
+    rows, cols = warps.tile
+    sch.pad_einsum(main, [1, rows, cols, _DEPTH])
+    batch, row, col, depth = sch.get_loops(main)
+    row, row_in = sch.split(row, [None, SIZE])
+    col, col_in = sch.split(col, [None, SIZE])
+    depth, depth_in = sch.split(depth, [None, SIZE])
+    sch.reorder(batch, row, col, depth, row_in, col_in, depth_in)
+    outer = sch.blockize(row_in)
+    block_row, warp_row, frag_row = sch.split(row, [None, warps.rows, warps.frag_rows])
+    block_col, warp_col, frag_col = sch.split(col, [None, warps.cols, warps.frag_cols])
+    step, part = sch.split(depth, [None, _DEPTH // SIZE])
+    sch.reorder(batch, block_row, block_col, warp_row, warp_col, step, part, frag_row, frag_col)
+    sch.bind(sch.fuse(batch, block_row), "blockIdx.x")
+    sch.bind(block_col, "blockIdx.y")
+    warp = sch.fuse(warp_row, warp_col)
+    sch.bind(warp, "threadIdx.y")
+    for loop in (part, frag_row, frag_col):
+        sch.unroll(loop)
+    sch.annotate(warp, "pragma_auto_unroll_max_step", 0)
+    sch.annotate(warp, "pragma_unroll_explicit", 0)
+    for operand in range(2):
+        copy = sch.cache_read(outer, operand, intrinsics.OPERANDS)
+        sch.compute_at(copy, step, preserve_unit_loops=True)
+        _share(sch, copy, warps, (cols if operand else rows) * _DEPTH, _VECTOR)
+        sch.storage_align(copy, 0, axis=-2, factor=16, offset=_VECTOR)
+        dlight.auto_inline_producers(sch, copy)
+    fragments = [sch.cache_read(outer, operand, f"wmma.matrix_{'ab'[operand]}") for operand in range(2)]
+    for fragment in fragments:
+        sch.compute_at(fragment, part, preserve_unit_loops=True)
+    result = sch.cache_write(outer, 0, intrinsics.SUMS)
+    sch.storage_align(result, 0, axis=-2, factor=16, offset=4)
+    sums = sch.cache_write(outer, 0, "wmma.accumulator")
+    sch.reverse_compute_at(sums, warp, preserve_unit_loops=True)
+    sch.reverse_compute_at(result, block_col, preserve_unit_loops=True)
+    start = sch.decompose_reduction(outer, step)
+    transposed = [not depth_last[0], depth_last[1]]
+    for fragment, name, flag in zip(fragments, "ab", transposed, strict=True):
+        sch.tensorize(_cut(sch, fragment), intrinsics.load(name, flag))
+    sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], intrinsics.fill())
+    sch.tensorize(_cut(sch, sums), intrinsics.store())
+    sch.tensorize(sch.get_loops(main)[-3], intrinsics.product(*transposed))
+    dlight.auto_inline_consumer_chain(sch, result)
+    _share(sch, result, warps, rows * cols, 4)
+
+
+def _share(sch: Any, block: Any, warps: Warps, size: int, vector: int) -> None:
+    """Let all threads of a block copy a tile together."""
+    vector = math.gcd(vector, max(1, size // warps.threads))
+    fused = sch.fuse(*sch.get_loops(block)[-3:])
+    _, warp, lane, elements = sch.split(fused, [None, warps.threads // _WARP, _WARP, vector])
+    sch.bind(warp, "threadIdx.y")
+    sch.bind(lane, "threadIdx.x")
+    sch.vectorize(elements)
+
+
+def _cut(sch: Any, block: Any) -> Any:
+    """Cut a copy into fragments; return the loop over the rows of one."""
+    row, col = sch.get_loops(block)[-2:]
+    rows, row = sch.split(row, [None, SIZE])
+    cols, col = sch.split(col, [None, SIZE])
+    sch.reorder(rows, cols, row, col)
+    sch.unroll(rows)
+    sch.unroll(cols)
+    return row
