@@ -196,9 +196,10 @@ def main() -> int:
         "Quantized layers and networks on TVM",
         "8-bit activations, 8-bit weights with a scale per channel; batch 1. A layer is one kernel: ours is one call "
         "of the compiled function, ONNX Runtime's is the time in its profile, both without changes of layout around "
-        "it (nor, in ours, the fourth channel that an image of three gets while it is quantized). Networks are whole runs; ratios are of times. A/A is our code against itself in a second process. "
-        "Differences are from ONNX Runtime with its optimizations off, which computes the same model in floats, as a "
-        "share of the largest output; the samples are made up, so these networks say nothing about accuracy.",
+        "it (nor, in ours, the fourth channel that an image of three gets while it is quantized). Networks are whole "
+        "runs; ratios are of times. A/A is our code against itself in a second process. Differences are from ONNX "
+        "Runtime with its optimizations off, which computes the same model in floats, as a share of the largest "
+        "output; the samples are made up, so these networks say nothing about accuracy.",
         (
             f"a layer at least {LAYER_OVER_FLOAT:g} times as fast as in float, at least {LAYER_OVER_RUNTIME:.0%} of "
             "ONNX Runtime's int8 kernel",
