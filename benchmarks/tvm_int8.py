@@ -207,6 +207,10 @@ def main() -> int:
             "ONNX Runtime's time in int8",
         ),
     )
+    figure.notes.append(
+        "ONNX Runtime makes a Gemm with a float bias of each MatMul and Add of MiniLM, has no int8 kernel for that, and "
+        "dequantizes the weights in every run."
+    )
     if options.layers is None or options.layers:
         layers(options, figure, folder)
     if options.models is None or options.models:
