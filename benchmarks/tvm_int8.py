@@ -208,8 +208,8 @@ def main() -> int:
         ),
     )
     figure.notes.append(
-        "ONNX Runtime makes a Gemm with a float bias of each MatMul and Add of MiniLM, for which it has no int8 kernel: "
-        "it dequantizes the weights in every run."
+        "ONNX Runtime makes a Gemm with a float bias of each MatMul and Add of MiniLM, has no int8 kernel for that, "
+        "and dequantizes the weights in every run."
     )
     if options.layers is None or options.layers:
         layers(options, figure, folder)
