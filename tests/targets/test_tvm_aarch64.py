@@ -32,7 +32,7 @@ agraph (float[1,3,8,8] x) => (float[1,4] y) <float[4,3,3,3] w, float[4] b>
   [flat] f = Flatten(g) [prob] y = Softmax(f) }"""
 CODES = """<ir_version: 10, opset_import: ["" : 21]>
 agraph (uint8[1,11,9,9] x) => (uint8[1,18,9,9] y)
-<int8[18,11,3,3] w, float s = {0.02}, uint8 z = {77}, float t = {0.01}, float u = {0.01}, uint8 p = {120},
+<int8[18,11,3,3] w, float s = {0.02}, uint8 z = {77}, float t = {0.00931}, float u = {0.0107}, uint8 p = {120},
  float l = {-0.8}>
 { a = DequantizeLinear(x, s, z) b = DequantizeLinear(w, t) h = Conv<pads=[1,1,1,1]>(a, b) c = Clip(h, l)
   y = QuantizeLinear(c, u, p) }"""

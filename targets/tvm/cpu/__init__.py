@@ -7,6 +7,7 @@ pipeline.py     the order of the passes
 canonical.py    moves of constants folded
 raising.py      calls said again as one operator
 lower.py        operators to anchors, weights packed
+integers.py     integer products of 8-bit codes to anchors
 inlining.py     inlining of elementwise blocks
 fused.py        a fused function taken apart: anchor and epilogue
 anchors.py      the anchors of contractions
@@ -15,6 +16,7 @@ blocks.py       the blocks of a function as data
 dispatch.py     which rule takes which function
 tiling.py       the analytic model of register tiles and tasks
 contraction.py  the register-tiled loop nest that convolutions and products share
+dots.py         what one step of it multiplies: floats, or words of 8-bit codes
 vector_math.py  exponentials as polynomials
 loops.py        the vocabulary for building TIR
 rules/          one file per family of operators

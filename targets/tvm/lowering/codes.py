@@ -71,14 +71,14 @@ def shifted(c: Lowering, x: Expr, zero: int) -> Expr:
 
 
 def factors(n: View, axis: int) -> Factors | None:
-    """The operands of a Conv, MatMul or Gemm on dequantized codes; None when it has others.
+    """The operands of a Conv, MatMul or Gemm on dequantized codes of static shape; None when it has others.
 
     Args:
         n: inputs are x, constant w and, if any, a constant bias.
         axis: of w's output channels.
     """
     x, w = dequantized(n.value(0)), dequantized(n.value(1))
-    if x is None or w is None or x.scale.size != 1:
+    if x is None or w is None or x.scale.size != 1 or n.static(0) is None:
         return None
     codes = const_array(w.codes)
     if codes is None or (w.scale.size != 1 and w.axis != axis):
