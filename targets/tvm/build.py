@@ -6,9 +6,11 @@ The library holds the code and the weights; loading it needs TVM's runtime only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.cpu import NOTES
 from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.toolchain import linker
 
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
     Schedule = Callable[[tvm.IRModule, Machine], tuple[tvm.IRModule, str | None]]
 
 
-def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule) -> str | None:
+@dataclass(frozen=True)
+class Built:
+    """What is told of a library: why its code is not scheduled (None when it is), and what its user should know."""
+
+    not_scheduled: str | None
+    notes: tuple[str, ...]
+
+
+def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule) -> Built:
     """Compile a Relax module for a machine and write it as a shared library.
 
     Args:
@@ -30,9 +40,6 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
         machine: what code is generated for.
         path: the library.
         schedule: makes TIR functions of the ops: `stock`, or `scheduled`.
-
-    Returns:
-        Why the code is not scheduled; None when it is.
 
     Raises:
         GraphoptError: the compiler that links for this machine is missing.
@@ -46,9 +53,10 @@ def build(module: tvm.IRModule, machine: Machine, path: Path, schedule: Schedule
         module = relax.transform.ConvertToDataflow(min_size=1)(module)
         module = relax.transform.DeadCodeElimination()(module)
         module, reason = schedule(module, machine)
+        notes = (module.attrs or {}).get(NOTES, ())
         built = relax.build(module, target, relax_pipeline=_lowering())
     built.export_library(str(path), fcompile=link)
-    return reason
+    return Built(reason, tuple(str(note) for note in notes))
 
 
 def scheduled(module: tvm.IRModule, machine: Machine) -> tuple[tvm.IRModule, str | None]:

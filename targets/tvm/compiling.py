@@ -80,8 +80,9 @@ def compile_model(model: ir.Model, folder: Path, machine: Machine, fallback: boo
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
     slow = [row for row in rows if row.get("not_scheduled")]
-    notes = tuple(f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow)
-    return Compiled(plan, tuple(files), details, notes)
+    notes = [f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow]
+    notes += [f"{row['file']}: {note}" for row in rows for note in row.get("notes", ())]
+    return Compiled(plan, tuple(files), details, tuple(notes))
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
@@ -130,7 +131,7 @@ def _fuse(part: ir.Model, threads: int) -> None:
 
 
 def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, Any]:
-    """Compile an ONNX file in a child process; return `seconds` by step, and why it is `not_scheduled`.
+    """Compile an ONNX file in a child process; return `seconds` by step, why it is `not_scheduled`, and `notes`.
 
     Raises:
         GraphoptError: a missing compiler, one that crashes or hangs, or TVM refused the model.
@@ -143,7 +144,7 @@ def compile_library(model: Path, library: Path, machine: Machine) -> dict[str, A
     try:
         request = {"model": str(model), "library": str(library), "machine": dataclasses.asdict(machine)}
         reply, _ = child.ask("compiling", request)
-        return {"seconds": reply["seconds"], "not_scheduled": reply["not_scheduled"]}
+        return {key: reply[key] for key in ("seconds", "not_scheduled", "notes")}
     finally:
         child.close()
 

@@ -48,7 +48,7 @@ class Tvm(Target):
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
 
     device: Literal["cpu", "aarch64"] = "cpu"
-    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
+    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "avx512vpopcntdq", "neon", "neondot"] = "auto"
     threads: int = 0
     emulator: Literal["none", "qemu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"

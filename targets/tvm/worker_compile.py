@@ -31,7 +31,7 @@ def answer(request: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, A
 
 
 def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """Compile one ONNX file; return the seconds that each step took, and whose schedules it has."""
+    """Compile one ONNX file; return the seconds that each step took, and what `build` tells."""
     from graphopt.frontends.onnx import load
     from graphopt.targets.tvm.build import build, scheduled
     from graphopt.targets.tvm.lowering.graph import lower
@@ -44,10 +44,10 @@ def compile_file(model: Path, library: Path, machine: dict[str, Any]) -> dict[st
     module = lower(load(model))
     lowered = time.perf_counter()
     where = Machine(**{**machine, "mattr": tuple(machine["mattr"])})
-    reason = build(module, where, library, scheduled)
+    built = build(module, where, library, scheduled)
     end = time.perf_counter()
     seconds = {"import": imported - start, "lower": lowered - imported, "build": end - lowered}
-    return {"seconds": seconds, "not_scheduled": reason}
+    return {"seconds": seconds, "not_scheduled": built.not_scheduled, "notes": built.notes}
 
 
 if __name__ == "__main__":

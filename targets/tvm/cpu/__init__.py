@@ -6,6 +6,7 @@
 pipeline.py     the order of the passes
 canonical.py    moves of constants folded
 raising.py      calls said again as one operator
+binarize.py     packed products of +-1
 lower.py        operators to anchors, weights packed
 inlining.py     inlining of elementwise blocks
 fused.py        a fused function taken apart: anchor and epilogue
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import tvm
 
     from graphopt.targets.tvm.machine import Machine
+
+NOTES = "graphopt.notes"
+"""Attribute of an optimized module: what its user should know, a list of lines."""
 
 
 def optimize(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:

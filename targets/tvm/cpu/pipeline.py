@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.transform import ForceNarrowIndexToInt32
 
+from graphopt.targets.tvm.cpu.binarize import binarize
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
 from graphopt.targets.tvm.cpu.integers import anchor_integers
@@ -45,7 +46,8 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     with machine.target():
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
-        module = anchor_integers(canonicalize(module), machine)
+        module = binarize(canonicalize(module), machine)
+        module = anchor_integers(module, machine)
         module = relax.transform.LegalizeOps(legalizations(machine))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)

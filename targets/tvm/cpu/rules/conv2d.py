@@ -126,11 +126,13 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     tile = best_tile(p, machine)
     pixel = g.groups * g.inputs * g.strides[1]
     staged = g.padded() or aliases(pixel, tile.rows * tile.cols)
-    return Contraction(g, _Conv(x, w, fused), tile, divide(p, tile, machine), machine.lanes(), staged).nest()
+    return Contraction(g, Conv(x, w, fused), tile, divide(p, tile, machine), machine.lanes(), staged).nest()
 
 
 @dataclass(frozen=True)
-class _Conv:
+class Conv:
+    """Where a convolution of NHWC `x` and packed `w` has its elements."""
+
     x: Buffer
     w: Buffer
     fused: Fused

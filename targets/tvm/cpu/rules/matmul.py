@@ -90,12 +90,14 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     p = problem(g)
     tile = best_tile(p, machine)
     staged = isinstance(g.rows, int) and aliases(g.inputs, tile.rows)
-    operands = _Product(x, w, fused, shared, tile.vectors * machine.lanes())
+    operands = Product(x, w, fused, shared, tile.vectors * machine.lanes())
     return Contraction(g, operands, tile, divide(p, tile, machine), machine.lanes(), staged, exact=not shared).nest()
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
+    """Where a product has its elements; `shared` weights are packed in blocks of `width` columns."""
+
     x: Buffer
     w: Buffer
     fused: Fused
