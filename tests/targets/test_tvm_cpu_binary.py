@@ -42,10 +42,10 @@ def test_convolution(seed: int, isa: Isa) -> None:
     window = random_window(rng, kernel, 1)
     x, w = signs(values, *shape), signs(values, channels, shape[3], *kernel)
     bias = values.integers(-50, 50, channels).astype("float32")
-    count = binary.words(shape[3])
-    assert count is not None
+    packing = binary.packing(shape[3], of(isa, 2))
+    assert packing is not None
     packed, base = binary.conv_operands(shape, w, window, of(isa, 2))
-    arrays = (binary.pack_bits(x, count), packed, base, bias)
+    arrays = (packing.pack(x), packed, base, bias)
     places = places_of(arrays)
     out = topi.nn.relu(topi.add(binary.define_conv(*places[:3], window, channels), places[3]))
     np.testing.assert_array_equal(compiled(places, out, arrays, isa), np.maximum(convolve(x, w, window) + bias, 0))
@@ -62,28 +62,31 @@ def test_product(seed: int, isa: Isa) -> None:
     leading = rng.choice([(), (1,), (2, 3)])
     m, k, n = rng.choice([1, 2, 13, 40]), rng.choice([16, 64, 416, 1024, 4096]), rng.choice([1, 16, 31, 100, 256])
     x, w = signs(values, *leading, m, k), signs(values, k, n)
-    count = binary.words(k)
-    assert count is not None
-    arrays = (binary.pack_bits(x, count), binary.product_operand(x.shape, w, of(isa, 2)))
+    packing = binary.packing(k, of(isa, 2))
+    assert packing is not None
+    arrays = (packing.pack(x), binary.product_operand(x.shape, w, of(isa, 2)))
     places = places_of(arrays)
     out = topi.add(binary.define_product(*places, k, n), topi.full((1,), "float32", 0.5))
     np.testing.assert_array_equal(compiled(places, out, arrays, isa), x @ w + np.float32(0.5))
 
 
 @pytest.mark.parametrize("isa", ALL)
-@pytest.mark.parametrize("channels", [16, 40, 128, 1056])
+@pytest.mark.parametrize("channels", [16, 40, 64, 128, 1056])
 def test_packing(channels: int, isa: Isa) -> None:
     from graphopt.targets.tvm.cpu.rules import binary
 
     x = np.random.default_rng(0).standard_normal((2, 3, channels), "float32")
-    count = binary.words(channels)
-    assert count is not None
+    packing = binary.packing(channels, of(isa, 2))
+    assert packing is not None
     [place] = places_of([x])
-    out = compiled([place], binary.define_pack(place, count), (x,), isa)
-    np.testing.assert_array_equal(out, binary.pack_bits(x, count))
+    out = compiled([place], binary.define_pack(place, packing), (x,), isa)
+    np.testing.assert_array_equal(out, packing.pack(x))
 
 
 def test_channels_that_fill_no_words_are_refused() -> None:
-    from graphopt.targets.tvm.cpu.rules import binary
+    from graphopt.targets.tvm.cpu.rules.binary import Packing, packing
 
-    assert [binary.words(channels) for channels in (3, 15, 16, 40, 41, 128, 1056)] == [None, None, 1, 2, None, 4, 33]
+    machine = of("avx512", 1)
+    assert [packing(channels, machine) for channels in (3, 15, 41)] == [None] * 3
+    assert packing(16, machine) == Packing(1, 16, 16) and packing(40, machine) == Packing(2, 20, 5)
+    assert packing(128, machine) == Packing(4, 32, 4) and packing(1056, machine) == Packing(33, 32, 1)

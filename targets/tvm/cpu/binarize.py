@@ -23,8 +23,8 @@ from graphopt.targets.tvm.machine import Machine
 
 # Most values that a set may have.
 _MOST = 16
-# TVM's kinds of functions: a reduction, which takes elementwise producers in, and one that takes consumers in.
-_REDUCES, _FUSES_ELEMENTWISE = 3, 4
+# TVM's kinds of functions: one that elementwise ops and moves are fused with, and one that takes consumers in.
+_INJECTIVE, _FUSES_ELEMENTWISE = 2, 4
 
 _MOVES = ("permute_dims", "reshape", "expand_dims", "squeeze", "broadcast_to", "strided_slice", "flatten")
 _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"negative": np.negative, "abs": np.abs, "sign": np.sign}
@@ -100,7 +100,7 @@ class _Binarize(relax.PyExprMutator):  # type: ignore[misc]
     def _scale(self, x: Any, weights: np.ndarray, inputs: int, what: str) -> np.ndarray | None:
         """What a product of signs is multiplied with, per column of weights [taps, channels]; None: not binary."""
         size = np.abs(weights).max(axis=0)
-        if weights.dtype != np.float32 or binary.words(inputs) is None or not (size > 0).all():
+        if weights.dtype != np.float32 or binary.packing(inputs, self.machine) is None or not (size > 0).all():
             return None
         if not (np.isfinite(size).all() and (np.abs(weights) == size).all()):
             return None
@@ -117,11 +117,12 @@ class _Binarize(relax.PyExprMutator):  # type: ignore[misc]
 
     def _bits(self, x: Any) -> Any:
         if x not in self.packed:
-            count = binary.words(int(x.ty.shape[-1]))
-            made = self._call(lambda a: binary.define_pack(a, count), [x], "pack_bits", _REDUCES)
+            packing = binary.packing(int(x.ty.shape[-1]), self.machine)
+            assert packing is not None
+            made = self._call(lambda a: binary.define_pack(a, packing), [x], "pack_bits", _INJECTIVE)
             bits = self.builder_.emit(made)
-            if not isinstance(x, relax.DataflowVar):  # read in several blocks, each of which sees its own variables only
-                return bits
+            if not isinstance(x, relax.DataflowVar):
+                return bits  # other blocks may read x, and do not see this block's variables
             self.packed[x] = bits
         return self.packed[x]
 

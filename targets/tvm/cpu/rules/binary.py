@@ -4,8 +4,7 @@ A dot product of n signs is n - 2 * (signs that differ), so with a bit set where
 
     sum of x * w  =  n - 2 * ones(bits(x) xor bits(w))
 
-Channels are packed so that bit b of word l is channel b * words + l: packing then works on whole vectors, without moving
-anything across their lanes. A padded position has no sign; its word is 0 and counts the ones of the weights there, which
+A padded position has no sign; its word is 0 and counts the ones of the weights there, which
 the table `base` takes back: base = signs that are there + 2 * ones of the weights where padding is. All sums are
 integers, so float32 results are exact below 2**24. The nest is contraction.py's with another inner step:
 
@@ -60,29 +59,56 @@ _UNROLL = 4
 _BITS = Dot(WORD, "uint32", "uint32", "uint32", 1, lambda acc, word, w, lanes: acc + tirx.popcount(word ^ w))
 
 
-def words(channels: int) -> int | None:
-    """Words that so many channels are packed into, equally full; None where over half of the bits would be unused."""
+@dataclass(frozen=True)
+class Packing:
+    """Which bit a channel becomes: `j * spread * words + q * words + l` is bit `q * bits / spread + j` of word `l`.
+
+    Neighbouring channels go to the same bit of neighbouring words, and where words are fewer than lanes to `spread`
+    parts of them, so that packing works on whole vectors and moves little across their lanes.
+
+    Attributes:
+        words, bits: words per position, and bits that are used of each.
+        spread: parts of a word.
+    """
+
+    words: int
+    bits: int
+    spread: int
+
+    def pack(self, signs: np.ndarray) -> np.ndarray:
+        """[..., C] numbers as [..., words]: a bit is set where a number is positive."""
+        parts = signs.reshape(*signs.shape[:-1], -1, self.spread, self.words) > 0
+        shifts = np.arange(self.bits, dtype="uint32").reshape(self.spread, -1).T[:, :, None]
+        return np.ascontiguousarray((parts.astype("uint32") << shifts).sum(axis=(-3, -2), dtype="uint32"))
+
+
+def packing(channels: int, machine: Machine) -> Packing | None:
+    """How so many channels are packed, words equally full; None where over half of the bits would be unused."""
     fewest = math.ceil(channels / WORD)
-    return next((n for n in range(fewest, 2 * channels // WORD + 1) if channels % n == 0), None)
+    words = next((n for n in range(fewest, 2 * channels // WORD + 1) if channels % n == 0), None)
+    if words is None:
+        return None
+    bits = channels // words
+    fitting = [n for n in range(1, bits + 1) if bits % n == 0 and n * words <= machine.lanes()]
+    return Packing(words, bits, max(fitting, default=1))
 
 
-def pack_bits(signs: np.ndarray, count: int) -> np.ndarray:
-    """[..., C] numbers as [..., count] words: a bit is set where a number is positive."""
-    bits = signs.reshape(*signs.shape[:-1], -1, count) > 0
-    shifts = np.arange(bits.shape[-2], dtype="uint32")[:, None]
-    return np.ascontiguousarray((bits.astype("uint32") << shifts).sum(axis=-2, dtype="uint32"))
+def define_pack(x: Any, p: Packing) -> Any:
+    """The words of x [..., C] as `Packing.pack` makes them; no anchor, so that what computes x is fused into it."""
+    own = p.bits // p.spread
+    j, q = te.reduce_axis((0, own), "j"), te.reduce_axis((0, p.spread), "q")
 
+    def part(*i: Expr) -> Expr:
+        bit = tirx.const(1, "uint32") << j.var.astype("uint32")
+        positive = x[(*i[:-1], j * (p.spread * p.words) + i[-1])] > tirx.const(0, x.dtype)
+        return te.sum(tirx.Select(positive, bit, tirx.const(0, "uint32")), axis=j)
 
-def define_pack(x: Any, count: int) -> Any:
-    """The words of x [..., C] as `pack_bits` makes them; no anchor, so that what computes x is fused into it."""
-    b = te.reduce_axis((0, int(x.shape[-1]) // count), "b")
+    parts = te.compute((*x.shape[:-1], p.spread * p.words), part, "parts")
 
-    def at(*i: Expr) -> Expr:
-        bit = tirx.const(1, "uint32") << b.var.astype("uint32")
-        positive = x[(*i[:-1], b * count + i[-1])] > tirx.const(0, x.dtype)
-        return te.sum(tirx.Select(positive, bit, tirx.const(0, "uint32")), axis=b)
+    def whole(*i: Expr) -> Expr:
+        return te.sum(parts[(*i[:-1], q * p.words + i[-1])] << (q.var * own).astype("uint32"), axis=q)
 
-    return te.compute((*x.shape[:-1], count), at, "pack_bits")
+    return parts if p.spread == 1 else te.compute((*x.shape[:-1], p.words), whole, "pack_bits")
 
 
 # ---- what is computed ----------------------------------------------------------------------------------------------
@@ -92,10 +118,10 @@ def conv_operands(
     shape: Sequence[int], weights: np.ndarray, window: Window, machine: Machine
 ) -> tuple[np.ndarray, np.ndarray]:
     """Packed words and `base` of OIHW weights of +-1, for an NHWC input of this shape (in channels)."""
-    count = words(weights.shape[1])
-    assert count is not None
-    bits = pack_bits(weights.transpose(0, 2, 3, 1), count).transpose(0, 3, 1, 2)
-    packed = conv2d.packed((*shape[:3], count), bits, window, machine)
+    p = packing(weights.shape[1], machine)
+    assert p is not None
+    bits = p.pack(weights.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    packed = conv2d.packed((*shape[:3], p.words), bits, window, machine)
     rows, cols = _runs(shape, weights.shape, window)
     ones = (weights > 0).sum(axis=1, dtype="int32")  # [O, kernel row, kernel column]
     base = np.zeros((len(rows.inside), len(cols.inside), packed.shape[1] * packed.shape[5]), "int32")
@@ -129,9 +155,9 @@ def define_conv(x: Any, w: Any, base: Any, window: Window, channels: int) -> Any
 
 def product_operand(left: Sequence[int], weights: np.ndarray, machine: Machine) -> np.ndarray:
     """Packed words of [K, N] weights of +-1, for a left operand [..., M, K]."""
-    count = words(weights.shape[0])
-    assert count is not None
-    return matmul.packed((*left[:-1], count), np.ascontiguousarray(pack_bits(weights.T, count).T), machine)
+    p = packing(weights.shape[0], machine)
+    assert p is not None
+    return matmul.packed((*left[:-1], p.words), np.ascontiguousarray(p.pack(weights.T).T), machine)
 
 
 def define_product(x: Any, w: Any, signs: int, channels: int) -> Any:
