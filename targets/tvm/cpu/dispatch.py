@@ -15,7 +15,7 @@ from tvm import tirx
 from graphopt.targets.tvm.cpu import loops
 from graphopt.targets.tvm.cpu.fused import Fused, take_apart
 from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken
-from graphopt.targets.tvm.cpu.rules import binary, codes, conv2d, depthwise, generic, matmul, winograd
+from graphopt.targets.tvm.cpu.rules import binary, codes, conv2d, depthwise, four_bits, generic, matmul, winograd
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine
 
@@ -27,6 +27,7 @@ _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
     conv2d.NAME: conv2d.schedule,
     depthwise.CODES: depthwise.schedule,
     depthwise.NAME: depthwise.schedule,
+    four_bits.NAME: four_bits.schedule,
     matmul.NAME: matmul.schedule,
     winograd.NAME: winograd.schedule,
 }

@@ -11,6 +11,7 @@ from tvm.tirx.transform import ForceNarrowIndexToInt32
 from graphopt.targets.tvm.cpu.binarize import binarize
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
+from graphopt.targets.tvm.cpu.four_bits import use_codes
 from graphopt.targets.tvm.cpu.integers import anchor_integers
 from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
 from graphopt.targets.tvm.machine import Machine
@@ -47,7 +48,7 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = binarize(canonicalize(module), machine)
-        module = anchor_integers(module, machine)
+        module = anchor_integers(use_codes(module, machine), machine)
         module = relax.transform.LegalizeOps(legalizations(machine))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)
