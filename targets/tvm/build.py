@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.targets.tvm.cpu import NOTES
 from graphopt.targets.tvm.cpu.choices import Pick, analytic
 from graphopt.targets.tvm.gpu import nvcc
 from graphopt.targets.tvm.library import first_line
@@ -40,12 +41,14 @@ class Built:
         rules: with a GPU, which rule scheduled how many functions.
         kernels: with a GPU, registers, spilled bytes and shared bytes of each kernel.
         weights: bytes of constants in the library.
+        notes: what its user should know besides.
     """
 
     not_scheduled: str | None
     rules: dict[str, int] = field(default_factory=dict)
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
     weights: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def build(
@@ -77,16 +80,17 @@ def build(
         module = relax.transform.DeadCodeElimination()(module)
         module, reason = schedule(module, machine)
         rules, weights = _rules(module), _constant_bytes(module)
+        notes = tuple(str(note) for note in (module.attrs or {}).get(NOTES, ()))
         with _cuda_as_source():
             built = relax.build(module, target, relax_pipeline=_lowering())
     if not machine.arch:
         built.export_library(str(path), fcompile=link)
-        return Built(reason, weights=weights)
+        return Built(reason, weights=weights, notes=notes)
     from graphopt.targets.tvm.gpu.embedding import DeviceCode
 
     code = DeviceCode(machine, path.with_suffix(SOURCE), compile_source)
     built.export_library(str(path), fcompile=link, fpack_imports=code.pack)
-    return Built(reason, rules, code.kernels(), weights)
+    return Built(reason, rules, code.kernels(), weights, notes)
 
 
 def _constant_bytes(module: tvm.IRModule) -> int:

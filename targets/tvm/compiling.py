@@ -95,8 +95,9 @@ def compile_model(
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
     slow = [row for row in rows if row.get("not_scheduled")]
-    notes = tuple(f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow)
-    return Compiled(plan, tuple(files), details, notes, workloads)
+    notes = [f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow]
+    notes += [f"{row['file']}: {note}" for row in rows for note in row.get("notes", ())]
+    return Compiled(plan, tuple(files), details, tuple(notes), workloads)
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
@@ -165,7 +166,7 @@ def compile_library(model: Path, library: Path, machine: Machine, choices: Choic
     try:
         request = {"model": str(model), "library": str(library), "machine": machine.to_json(), "choices": dict(choices)}
         reply, _ = child.ask("compiling", request)
-        known = ("seconds", "not_scheduled", "workloads", "rules", "kernels", "weights")
+        known = ("seconds", "not_scheduled", "workloads", "rules", "kernels", "weights", "notes")
         return {name: reply[name] for name in known if reply[name] or name == "not_scheduled"}
     finally:
         child.close()

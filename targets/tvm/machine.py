@@ -25,7 +25,9 @@ from graphopt.targets.onnxruntime.isa import cpu_flags
 if TYPE_CHECKING:
     import tvm
 
-Isa = Literal["avx2", "avx512", "avx512vnni", "neon", "neondot", "armv7", "riscv64"]
+Isa = Literal[
+    "avx2", "avx512", "avx512vnni", "avx512vpopcntdq", "neon", "neondot", "armv7", "riscv64"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class _Level:
 # The x86-64 psABI's levels v3 and v4: what `mcpu` lets LLVM use is what `flags` lists, as Linux spells it.
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI, _POPCOUNT = _V4 | {"avx512_vnni"}, _V4 | {"avx512_vnni", "avx512_vpopcntdq"}
 _NEON = frozenset({"asimd"})
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
 _ARM32, _RISCV = "arm-linux-gnueabihf", "riscv64-linux-gnu"
@@ -53,7 +56,10 @@ _TRIPLES = {"x86_64": _X86, "aarch64": _ARM, "arm64": _ARM, "armv7l": _ARM32, "r
 _LEVELS: dict[Isa, _Level] = {
     "avx2": _Level(_X86, "x86-64-v3", (), 256, 16, 32 << 10, 256 << 10, _V3),
     "avx512": _Level(_X86, "x86-64-v4", (), 512, 32, 32 << 10, 1 << 20, _V4),
-    "avx512vnni": _Level(_X86, "x86-64-v4", ("+avx512vnni",), 512, 32, 32 << 10, 1 << 20, _V4 | {"avx512_vnni"}),
+    "avx512vnni": _Level(_X86, "x86-64-v4", ("+avx512vnni",), 512, 32, 32 << 10, 1 << 20, _VNNI),
+    "avx512vpopcntdq": _Level(
+        _X86, "x86-64-v4", ("+avx512vnni", "+avx512vpopcntdq"), 512, 32, 32 << 10, 1 << 20, _POPCOUNT
+    ),
     "neon": _Level(_ARM, "generic", ("+neon",), 128, 32, 32 << 10, 512 << 10, _NEON),
     "neondot": _Level(_ARM, "generic", ("+neon", "+dotprod"), 128, 32, 32 << 10, 512 << 10, _NEON | {"asimddp"}),
     "armv7": _Level(
@@ -69,8 +75,9 @@ class Machine:
     """A CPU as the code generator sees it.
 
     Attributes:
-        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `neon` (without dot products) or
-            `neondot`, and of other kinds of machines `armv7` (with NEON) and `riscv64` (RV64GC).
+        isa: instruction set: `avx2`, `avx512` (without VNNI), `avx512vnni`, `avx512vpopcntdq` (with VNNI, and it counts
+            the ones of vectors), `neon` (without dot products) or `neondot`, and of other kinds of machines `armv7`
+            (with NEON) and `riscv64` (RV64GC).
         threads: threads that an op is divided among.
         vector_bits: width of one vector register.
         registers: number of vector registers.
@@ -102,6 +109,10 @@ class Machine:
     def lanes(self, bits: int = 32) -> int:
         """Elements of so many bits in one vector register."""
         return self.vector_bits // bits
+
+    def has(self, feature: str) -> bool:
+        """Whether LLVM may use a feature beyond the level of `mcpu`, as LLVM spells it."""
+        return f"+{feature}" in self.mattr
 
     def llvm(self) -> dict[str, Any]:
         """The JSON form of TVM's target."""
@@ -165,7 +176,7 @@ def gpu(arch: str) -> Machine:
 
 def host_isa() -> Isa | None:
     """The widest instruction set that this CPU has."""
-    preferred: tuple[Isa, ...] = ("avx512vnni", "avx512", "avx2", "neondot", "neon")
+    preferred: tuple[Isa, ...] = ("avx512vpopcntdq", "avx512vnni", "avx512", "avx2", "neondot", "neon")
     return next((isa for isa in preferred if not missing_flags(isa)), None)
 
 

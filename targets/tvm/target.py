@@ -66,7 +66,7 @@ class Tvm(Target):
 
     device: Literal["cpu", "aarch64", "armv7", "riscv64", "cuda"] = "cpu"
     arch: Arch = "auto"
-    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "neon", "neondot"] = "auto"
+    isa: Literal["auto", "avx2", "avx512", "avx512vnni", "avx512vpopcntdq", "neon", "neondot"] = "auto"
     threads: int = 0
     emulator: Literal["none", "qemu", "cpu"] = "none"
     fallback: Literal["none", "onnxruntime"] = "none"

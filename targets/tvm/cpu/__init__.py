@@ -6,6 +6,7 @@
 pipeline.py     the order of the passes
 canonical.py    moves of constants folded
 raising.py      calls said again as one operator
+binarize.py     packed products of +-1
 lower.py        operators to anchors, weights packed
 integers.py     integer products of 8-bit codes to anchors
 inlining.py     inlining of elementwise blocks
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     import tvm
 
     from graphopt.targets.tvm.machine import Machine
+
+NOTES = "graphopt.notes"
+"""Attribute of an optimized module: what its user should know, a list of lines."""
 
 
 def optimize(module: tvm.IRModule, machine: Machine, pick: Pick = analytic) -> tvm.IRModule:

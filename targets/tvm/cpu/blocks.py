@@ -49,13 +49,16 @@ class Block:
         return math.prod(extent if isinstance(extent, int) else _LONG for extent in extents)
 
     def reduces_last(self) -> bool:
-        """Whether a reduction runs along the last axis of what it reads, so that vectors run along it too."""
+        """Whether a reduction runs along the last axis of what it reads, so that vectors run along it too.
+
+        Where the results run along that axis as well, one by one, vectors are of results.
+        """
         if not self.reduced or self._combiner() is None:
             return False
         last = self.reduced[-1][0]
         reads = [node for node in loads(self.value) if not node.source.same_as(self.out) and len(node.indices)]
-        contiguous = [node for node in reads if _uses(node.indices[-1], last)]
-        return bool(contiguous)
+        along = [node.indices[-1] for node in reads if _uses(node.indices[-1], last)]
+        return bool(along) and not all(_steps_by_one(index, self.spatial[-1][0]) for index in along)
 
     def keeps_axis(self, axis: int, inner: Sequence[Buffer]) -> bool:
         """Whether the block writes, and reads of the buffers `inner`, only at its own index along an axis."""
@@ -193,6 +196,15 @@ def _is_cheap(value: Expr) -> bool:
 
 def _elements(node: Any) -> int:
     return math.prod(int(axis.dom.extent) for axis in node.iter_vars if isinstance(axis.dom.extent, tirx.IntImm))
+
+
+def _steps_by_one(index: Expr, var: Any) -> bool:
+    """Whether an index grows by one as a variable does."""
+    if not _uses(index, var):
+        return False
+    following = structural_map(index, [(tvm.ir.Var, lambda v: v + 1 if v.same_as(var) else v)])
+    step = sym.Analyzer().simplify(following - index)
+    return isinstance(step, tirx.IntImm) and int(step) == 1
 
 
 def _uses(expression: Expr, var: Any) -> bool:

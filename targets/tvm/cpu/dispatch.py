@@ -15,16 +15,19 @@ from tvm import tirx
 from graphopt.targets.tvm.cpu import loops
 from graphopt.targets.tvm.cpu.fused import Fused, take_apart
 from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken
-from graphopt.targets.tvm.cpu.rules import codes, conv2d, depthwise, generic, matmul, winograd
+from graphopt.targets.tvm.cpu.rules import binary, codes, conv2d, depthwise, four_bits, generic, matmul, winograd
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine
 
 _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
+    binary.CONV: binary.schedule_conv,
+    binary.PRODUCT: binary.schedule_product,
     codes.CONV: codes.schedule_conv,
     codes.MATMUL: codes.schedule_matmul,
     conv2d.NAME: conv2d.schedule,
     depthwise.CODES: depthwise.schedule,
     depthwise.NAME: depthwise.schedule,
+    four_bits.NAME: four_bits.schedule,
     matmul.NAME: matmul.schedule,
     winograd.NAME: winograd.schedule,
 }

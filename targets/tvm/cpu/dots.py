@@ -111,6 +111,7 @@ _WIDENED = Dot(1, "int32", "int32", "int16", 1, _widened)
 
 _OF_CODES: dict[Isa, Dot] = {
     "avx512vnni": _VNNI,
+    "avx512vpopcntdq": _VNNI,
     "avx512": _MADD_PAIRS,
     "avx2": _MADD_PAIRS,
     "neon": _WIDENED,

@@ -8,9 +8,11 @@ import tvm
 from tvm import relax
 from tvm.tirx.transform import ForceNarrowIndexToInt32
 
+from graphopt.targets.tvm.cpu.binarize import binarize
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.choices import Pick
 from graphopt.targets.tvm.cpu.dispatch import schedule_module
+from graphopt.targets.tvm.cpu.four_bits import use_codes
 from graphopt.targets.tvm.cpu.integers import anchor_integers
 from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
 from graphopt.targets.tvm.machine import Machine
@@ -46,7 +48,8 @@ def run(module: tvm.IRModule, machine: Machine, pick: Pick) -> tvm.IRModule:
     with machine.target():
         module = canonicalize(module)
         module = relax.transform.ConvertLayout({}, _layouts)(module)
-        module = anchor_integers(canonicalize(module), machine)
+        module = binarize(canonicalize(module), machine)
+        module = anchor_integers(use_codes(module, machine), machine)
         module = relax.transform.LegalizeOps(legalizations(machine, pick))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graphopt.targets.tvm.lowering.codes import LIMITS, requantized, saturated, shifted
+from graphopt.targets.tvm.lowering.four_bits import FOUR_BITS, check_constants, codes_of, dequantized
 from graphopt.targets.tvm.lowering.linear import convolved
 from graphopt.targets.tvm.lowering.table import FLOATS, lowers
 
@@ -24,7 +25,7 @@ def spread(c: Lowering, n: View, index: int) -> Expr | None:
     """A scale or zero point with the rank of the data: per tensor, per axis, or one per block of an axis."""
     if not n.has(index):
         return None
-    value, rank, own = c.input(n, index), n.rank(0), n.rank(index)
+    value, rank, own = codes_of(c, n, index), n.rank(0), n.rank(index)
     dims = n.dims(index) or ()
     if own == 0 or dims == (1,):
         return _reshaped(c, value, [1] * rank) if own else value
@@ -49,10 +50,14 @@ def _reshaped(c: Lowering, value: Expr, shape: list[int]) -> Expr:
     return c.const(value.value.numpy().reshape(shape)) if c.is_const(value) else c.emit(c.reshape(value, shape))
 
 
-@lowers("DequantizeLinear", dtypes=CODES)
+@lowers("DequantizeLinear", dtypes=CODES | FOUR_BITS, check=check_constants)
 def dequantize(c: Lowering, n: View) -> Expr:
     """(x - zero point) * scale."""
-    x, scale, zero = c.input(n, 0), spread(c, n, 1), spread(c, n, 2)
+    if n.dtype(0) in FOUR_BITS:
+        weights = dequantized(c, n)
+        if weights is not None:
+            return weights
+    x, scale, zero = codes_of(c, n, 0), spread(c, n, 1), spread(c, n, 2)
     assert scale is not None
     if c.is_const(x) and c.is_const(scale) and (zero is None or c.is_const(zero)):
         codes = _integers(x) - (0 if zero is None else _integers(zero))

@@ -35,7 +35,7 @@ ALL = NUMBERS | {"bool"}
 MOVES_DATA = ALL
 
 _FAMILIES = ("elementwise", "linear", "pooling", "reduction", "normalization", "movement", "indexing", "quantized",
-             "recurrent", "control", "resize")  # fmt: skip
+             "recurrent", "control", "resize", "four_bits")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,29 @@ class Rule:
         dtypes: element types that the first tensor operand (or output) may have.
         check: None when this node can be lowered, else why not, from attributes, constants and shapes.
         data: operand whose element type counts.
+        domain: of the op; "" is the standard one.
     """
 
     emit: Emit
     dtypes: frozenset[str]
     check: Check | None = None
     data: int = 0
+    domain: str = ""
 
 
 _RULES: dict[str, Rule] = {}
 
 
 def lowers(
-    *ops: str, dtypes: frozenset[str] = ALL, check: Check | None = None, data: int = 0
+    *ops: str, dtypes: frozenset[str] = ALL, check: Check | None = None, data: int = 0, domain: str = ""
 ) -> Callable[[Emit], Emit]:
-    """Put a function into the table as the rule of these standard ops."""
+    """Put a function into the table as the rule of these ops."""
 
     def add(emit: Emit) -> Emit:
         for op in ops:
             if op in _RULES:
                 raise ValueError(f"two rules lower {op}")
-            _RULES[op] = Rule(emit, dtypes, check, data)
+            _RULES[op] = Rule(emit, dtypes, check, data, domain)
         return emit
 
     return add
@@ -75,7 +77,7 @@ def lowers(
 
 @functools.cache
 def rules() -> dict[str, Rule]:
-    """Every rule by op type; all are of the standard domain."""
+    """Every rule by op type; no two domains have a rule for the same one."""
     for family in _FAMILIES:
         importlib.import_module(f"graphopt.targets.tvm.lowering.{family}")
     return _RULES
@@ -83,10 +85,10 @@ def rules() -> dict[str, Rule]:
 
 def why_not_op(domain: str, op_type: str, dtype: str | None = None) -> str | None:
     """None when some node of this op (and element type, e.g. "FLOAT16") can be lowered; else why none can."""
-    if domain not in ("", "ai.onnx"):
-        return f"TVM's lowering knows no ops of domain {domain}"
-    rule = rules().get(op_type)
-    if rule is None:
+    rule, domain = rules().get(op_type), "" if domain == "ai.onnx" else domain
+    if domain and (rule is None or rule.domain != domain):
+        return f"TVM's lowering does not know {op_type} of domain {domain}"
+    if rule is None or rule.domain != domain:
         return f"{op_type} has no lowering to TVM"
     if dtype is not None and _spelling(dtype) not in rule.dtypes:
         return f"{op_type} on {_spelling(dtype)} has no lowering to TVM"

@@ -144,11 +144,13 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     g = geometry(shape_of(x), (shape_of(fused.result)[3], inputs, kh, kw), window)
     choice = Choice.of("direct", fused.attributes) or default(g, machine)
     staged = choice.staged or g.padded()
-    return Contraction(g, _Conv(x, w, fused), choice.tile, choice.division, machine.lanes(), staged).nest()
+    return Contraction(g, Conv(x, w, fused), choice.tile, choice.division, machine.lanes(), staged).nest()
 
 
 @dataclass(frozen=True)
-class _Conv:
+class Conv:
+    """Where a convolution of NHWC `x` and packed `w` has its elements."""
+
     x: Buffer
     w: Buffer
     fused: Fused

@@ -97,12 +97,14 @@ def schedule(fused: Fused, machine: Machine) -> Stmt:
     g = geometry(shape_of(x), shape_of(fused.result)[-1], shared)
     choice = Choice.of("direct", fused.attributes) or default(g, machine)
     tile, lanes = choice.tile, machine.lanes()
-    operands = _Product(x, w, fused, shared, tile.vectors * lanes)
+    operands = Product(x, w, fused, shared, tile.vectors * lanes)
     return Contraction(g, operands, tile, choice.division, lanes, choice.staged, exact=not shared).nest()
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
+    """Where a product has its elements; `shared` weights are packed in blocks of `width` columns."""
+
     x: Buffer
     w: Buffer
     fused: Fused
