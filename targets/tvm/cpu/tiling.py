@@ -33,6 +33,8 @@ _STREAM_BYTES = 1536
 # Cycles to start and drain a tile: clearing accumulators, the epilogue's address arithmetic.
 _TILE_OVERHEAD = 16.0
 _MAX_VECTORS = 8
+# Registers that LLVM needs besides accumulators: tiles of one vector spill before they run out of them.
+_SPARE = 4
 # Share of the second-level cache that a block of input rows may take, the rest being for weights and output.
 _L2_SHARE = 0.4
 _ALIAS_BYTES = 4096
@@ -86,7 +88,7 @@ def best_tile(problem: Problem, machine: Machine) -> Tile:
     most = math.ceil(problem.channels / lanes)
     best: tuple[float, Tile] | None = None
     for vectors in range(1, min(_MAX_VECTORS, most) + 1):
-        positions = (machine.registers - vectors - 1) // vectors
+        positions = min(machine.registers - vectors - 1, machine.registers - _SPARE) // vectors
         for rows in range(1, min(positions, problem.rows) + 1):
             for cols in _useful(positions // rows, problem.cols):
                 if rows > 1 and cols < problem.cols:
