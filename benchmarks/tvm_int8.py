@@ -186,7 +186,7 @@ def main() -> int:
     parser.add_argument("--layers", nargs="*", metavar="NAME", help="only these layers (writes no page)")
     parser.add_argument("--models", nargs="*", metavar="NAME", help="only these networks (writes no page)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring each (default %(default)s)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of networks")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of networks")
     parser.add_argument("--keep", action="store_true", help="what an earlier run has compiled is not compiled again")
     options = parser.parse_args()
     folder = options.folder / "tvm_int8"
