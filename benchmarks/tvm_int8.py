@@ -43,15 +43,15 @@ def build_onnx(layer: Conv | MatMul, file: Path) -> None:
     else:
         shape, weights = (layer.batch, layer.m, layer.k), rng.integers(-127, 128, (layer.k, layer.n))
     channels = weights.shape[0] if conv else weights.shape[1]
-    scales = rng.uniform(0.005, 0.015, channels).astype(np.float32)
-    constants = {
+    scales = np.asarray(rng.uniform(0.005, 0.015, channels), np.float32)
+    constants: dict[str, np.ndarray] = {
         "xs": np.array(0.02, np.float32),
         "xz": np.array(120, np.uint8),
         "w": weights.astype(np.int8),
         "ws": scales,
         "wz": np.zeros(channels, np.int8),
-        "b": rng.integers(-1000, 1000, channels).astype(np.int32),
-        "bs": np.float32(0.02) * scales,
+        "b": np.asarray(rng.integers(-1000, 1000, channels), np.int32),
+        "bs": np.asarray(0.02 * scales, np.float32),
         "ys": np.array(0.1, np.float32),
         "yz": np.array(0, np.uint8),
     }
