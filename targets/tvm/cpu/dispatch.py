@@ -15,11 +15,22 @@ from tvm import tirx
 from graphopt.targets.tvm.cpu import loops
 from graphopt.targets.tvm.cpu.fused import Fused, take_apart
 from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken
-from graphopt.targets.tvm.cpu.rules import binary, codes, conv2d, depthwise, four_bits, generic, matmul, winograd
+from graphopt.targets.tvm.cpu.rules import (
+    attention,
+    binary,
+    codes,
+    conv2d,
+    depthwise,
+    four_bits,
+    generic,
+    matmul,
+    winograd,
+)
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine
 
 _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
+    attention.NAME: attention.schedule,
     binary.CONV: binary.schedule_conv,
     binary.PRODUCT: binary.schedule_product,
     codes.CONV: codes.schedule_conv,

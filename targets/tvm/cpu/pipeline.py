@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 from tvm.tirx.transform import ForceNarrowIndexToInt32
 
+from graphopt.targets.tvm.cpu.attention import fuse_attention
 from graphopt.targets.tvm.cpu.binarize import binarize
 from graphopt.targets.tvm.cpu.canonical import canonicalize
 from graphopt.targets.tvm.cpu.choices import Pick
@@ -50,6 +51,7 @@ def run(module: tvm.IRModule, machine: Machine, pick: Pick) -> tvm.IRModule:
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = binarize(canonicalize(module), machine)
         module = anchor_integers(use_codes(module, machine), machine)
+        module = fuse_attention(module, machine)
         module = relax.transform.LegalizeOps(legalizations(machine, pick))(module)
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = relax.transform.FuseOps()(module)
