@@ -17,6 +17,7 @@ from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers, loosest
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
+from graphopt.gating import feeds_of
 from graphopt.ir.rewrite_log import Rewrite
 from graphopt.ir.writer import write
 from graphopt.manager.bisect import first_bad
@@ -25,6 +26,7 @@ from graphopt.manager.instruments import Instruments, Timings
 from graphopt.manager.pipeline import Pipeline
 from graphopt.manager.registry import make_target
 from graphopt.manager.runner import RunResult, run
+from graphopt.sitetimer import SiteTimer
 
 if TYPE_CHECKING:
     from graphopt.numerics import NumericsReport, ToleranceClass
@@ -106,6 +108,7 @@ class _Bisection:
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(model, origin, options.data, scratch, reload)
         self.calibration = open_calibration(options, model, scratch)
+        self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, model), scratch)
         self.reasons: dict[int, str] = {}
         self.tolerance: ToleranceClass = "exact"
 
@@ -136,6 +139,7 @@ class _Bisection:
             model,
             target=self.target,
             evaluate=self.check.evaluate,
+            timer=self.timer,
             limit=limit,
             max_growth=self.options.max_growth,
             calibration=self.calibration,

@@ -21,7 +21,7 @@ from graphopt.environment import machine, versions
 from graphopt.errors import GateError, GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
-from graphopt.gating import FloatTwin, Gating
+from graphopt.gating import FloatTwin, Gating, feeds_of
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.writer import ExternalData, write
@@ -35,6 +35,7 @@ from graphopt.manager.registry import get, make_target
 from graphopt.manager.runner import RunResult, run
 from graphopt.precision import TIMED, with_precision
 from graphopt.repro import write_repro
+from graphopt.sitetimer import SiteTimer
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -300,13 +301,14 @@ def compile(
             break
         job.judge(numbers)
         hashes = {name: file_hash(folder / name) for name in (*files.files, *write_plans(job, folder))}
+        unsure = [*files.not_reproducible, *settled.measured(), *measured(files), *(hashes if job.timer.used else ())]
         manifest = {
             "format": artifacts.FORMAT,
             "input": job.check.identity,
             "interface": job.interface(),
             "main": files.main,
             "files": hashes,
-            "not_reproducible": [*files.not_reproducible, *settled.measured(), *measured(files)],
+            "not_reproducible": list(dict.fromkeys(unsure)),
             "notes": list(files.notes),
             "numerics": numbers.verdict(),
             "pipeline": str(job.pipeline),
@@ -360,6 +362,7 @@ class _Job:
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
         self.check = Check(self.model, origin, options.data, scratch, reload)
         self.calibration = open_calibration(options, self.model, scratch)
+        self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, self.model), scratch)
         self.scratch = scratch
         self.result: RunResult | None = None
         self.source = source
@@ -380,6 +383,7 @@ class _Job:
             self.model,
             target=self.target,
             evaluate=self.check.evaluate,
+            timer=self.timer,
             limit=options.bisect_limit,
             max_growth=options.max_growth,
             calibration=self.calibration,

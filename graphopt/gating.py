@@ -23,8 +23,9 @@ from graphopt.samplefiles import function_named
 from graphopt.samples import inputs_of, open_samples
 
 if TYPE_CHECKING:
+    from graphopt import ir
     from graphopt.calibrating import Calibrating
-    from graphopt.checks import Numbers
+    from graphopt.checks import Check, Numbers
     from graphopt.driver import Options, _Job
     from graphopt.manager.pipeline import Pipeline
     from graphopt.target import CompiledFiles, Runner, Target
@@ -87,7 +88,7 @@ class Gating:
             candidate,
             base,
             samples=self._samples(float_job, twin.calibration),
-            feeds=feeds_of(job, float_job) if times_it else None,
+            feeds=feeds_of(job.options, job.check, float_job.model) if times_it else None,
             function=self._function,
             name=self.name,
         )
@@ -151,7 +152,7 @@ def rerun(job: _Job, options: Options, make_job: MakeJob) -> _Job:
 
 
 def rerun_as(job: _Job, pipeline: Pipeline, make_job: MakeJob) -> _Job:
-    """Another run from the source of a run, through another pipeline, with the statistics that are there already."""
+    """Another run from the source of a run, through another pipeline, with the statistics and times of that run."""
     options = replace(
         job.options,
         passes=str(pipeline),
@@ -165,23 +166,22 @@ def rerun_as(job: _Job, pipeline: Pipeline, make_job: MakeJob) -> _Job:
 
     def sharing(source: Any, changed: Options, scratch: Path) -> _Job:
         made = make_job(source, changed, scratch)
-        made.calibration = job.calibration
+        made.calibration, made.timer = job.calibration, job.timer
         return made
 
     return rerun(job, options, sharing)
 
 
-def feeds_of(job: _Job, float_job: _Job) -> Mapping[str, Any]:
-    """One sample to time models on; made inputs where there are none.
+def feeds_of(options: Options, check: Check, model: ir.Model) -> Mapping[str, Any]:
+    """One sample to time a model of floats on; made inputs where there are none.
 
     Raises:
         GraphoptError: no made inputs were accepted.
     """
-    options = job.options
     data = options.data if options.data is not None else options.calibration_data
     if data is not None and str(data) != "random":
-        return open_samples(data, inputs_of(float_job.model), batch=1).peek()
-    cases = [case for case in job.check.cases() if not case.special]
+        return open_samples(data, inputs_of(model), batch=1).peek()
+    cases = [case for case in check.cases() if not case.special]
     if not cases:
         raise GraphoptError("there is nothing to time the models on, no made inputs were accepted: give --data")
     return cases[0].feeds

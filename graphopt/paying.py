@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from graphopt.quantization.metrics import Interval
     from graphopt.target import CompiledFiles
 
-QUANTIZERS = frozenset({"quantize-static", "quantize-dynamic", "quantize-weights"})
+QUANTIZERS = frozenset({"quantize-static", "quantize-dynamic", "quantize-weights", "search-precision"})
 """Passes that change the numbers that a model computes in to make it faster."""
-_PLACES = {"quantize-static": "nodes", "quantize-dynamic": "sites"}
+_PLACES = {"quantize-static": "nodes", "quantize-dynamic": "sites", "search-precision": "nodes"}
 """Passes that can leave places out by their option `skip`, and where their plans name the places."""
 _FASTER = 1.0
 
@@ -101,7 +101,7 @@ def settle(job: _Job, files: CompiledFiles, folder: Path, twin: FloatTwin) -> Se
     float_job, float_files, float_folder = twin.make()
     base = compiled(job.target, float_files, float_folder)
     first = _Candidate("quantized", job, files, compiled(job.target, files, folder))
-    feeds = feeds_of(job, float_job)
+    feeds = feeds_of(job.options, job.check, float_job.model)
     slow = _slow(job, base, first.compiled, feeds)
     mixed = _without(job, slow, twin.make_job) if slow else None
     candidates = [first] if mixed is None else [first, mixed]

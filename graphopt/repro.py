@@ -50,6 +50,7 @@ def write_repro(
             model,
             target=failed.target,
             evaluate=check.evaluate,
+            timer=failed.timer,
             limit=before,
             max_growth=failed.max_growth,
             calibration=failed.calibration,

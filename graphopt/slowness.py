@@ -2,15 +2,16 @@
 
     times = time_nodes([float_model, int8_model], feeds)             # in turns, so that disturbances hit both
     slow = slow_sites(float_graph, sites, times[0], times[1])        # {site: how many times as long int8 takes}
+    SiteSeconds(float_graph, alias, times[0], times[1]).total(sites)  # what a choice of sites takes, conversions too
 
-Not here: what happens to a model that has such places (graphopt/paying.py).
+Not here: what happens to a model that has such places (graphopt/paying.py), or asking while passes run (sitetimer.py).
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from graphopt.target import Feeds, NodeTime
 
     Times = Mapping[str, NodeTime]
+    _Value = tuple[ir.Node | None, list[ir.Node | None], float, float]
 
 SECONDS = 1.5
 """Time for the nodes of each model."""
@@ -124,12 +126,8 @@ def slow_sites(
         quantized: the int8 model, whose node names the sites are; None when those of the float model are the same.
     """
     alias = {site: site for site in sites} if quantized is None else aliases(graph, quantized, sites)
-    problem = _Problem(graph, alias, float_times, int8_times, feeds)
-    regions = [region for region in problem.regions(problem.cut()) if region.ratio > 1]
-    gain = sum(region.as_int8 - region.as_float for region in regions)
-    if gain < WORTH * sum(item.seconds for item in int8_times.values()):
-        return {}
-    ratios = {name: region.ratio for region in regions for name in region.sites}
+    worth = WORTH * sum(item.seconds for item in int8_times.values())
+    ratios = SiteSeconds(graph, alias, float_times, int8_times, feeds).slow(MARGIN, worth)
     return {site: ratios[name] for site, name in alias.items() if name in ratios}
 
 
@@ -171,11 +169,22 @@ class _Region:
         return self.as_int8 / self.as_float if self.as_float else 0.0
 
 
-class _Problem:
-    """Nodes with both times, values with their conversion costs."""
+class SiteSeconds:
+    """Nodes with both times, values with their conversion costs (manager.context.Seconds).
+
+    Args:
+        model: the float model; its input shapes are set to those of the feeds.
+        alias: names of the float model's nodes by site.
+        float_times, int8_times, feeds: as for `slow_sites`.
+    """
 
     def __init__(
-        self, model: ir.Model, alias: Mapping[str, str], float_times: Times, int8_times: Times, feeds: Feeds | None
+        self,
+        model: ir.Model,
+        alias: Mapping[str, str],
+        float_times: Times,
+        int8_times: Times,
+        feeds: Feeds | None = None,
     ) -> None:
         from graphopt.analysis.shapes import set_input_shapes
 
@@ -185,19 +194,41 @@ class _Problem:
         floats, ints = names.seconds(float_times, {}), names.seconds(int8_times, alias)
         self.free = [node for node in model.graph if node.name in sites and self._is_known(node, floats, ints)]
         self._is_free = set(self.free)
-        self.float = {node: floats.get(node, 0.0) * MARGIN for node in self.free}
+        self.float = {node: floats.get(node, 0.0) for node in self.free}
         self.int8 = {node: ints.get(node, 0.0) for node in self.free}
         self.fixed_int8 = {node for node in model.graph if node.name in sites and node not in self._is_free}
         self._conversions = Conversions.measured(int8_times, float_times, names.known)
         self._sizes = Sizes(Shapes(model).infer())
         self.values = list(self._values(model))
 
+    def of(self, site: str) -> tuple[float, float] | None:
+        """Seconds of a node in float and in int8, without conversions; None where one of them is not known."""
+        return next(((self.float[node], self.int8[node]) for node in self.free if node.name == site), None)
+
+    def total(self, int8: Collection[str]) -> float:
+        """Seconds of all nodes that are known, with these sites in int8, and of the conversions that this takes."""
+        chosen = {node for node in (*self.free, *self.fixed_int8) if node.name in int8}
+        seconds = sum(self.int8[node] if node in chosen else self.float[node] for node in self.free)
+        return seconds + sum(_conversion(value, lambda node: node in chosen) for value in self.values)
+
+    def slow(self, margin: float = 1.0, worth: float = 0.0) -> dict[str, float]:
+        """Nodes that the cheapest labelling has in float, with how many times as long their region takes in int8.
+
+        Args:
+            margin: float has to be faster by more than this.
+            worth: seconds that all regions together have to promise; nothing is returned otherwise.
+        """
+        regions = [region for region in self.regions(self.cut(margin)) if region.ratio > 1]
+        if sum(region.as_int8 - region.as_float for region in regions) < worth:
+            return {}
+        return {name: region.ratio for region in regions for name in region.sites}
+
     @staticmethod
     def _is_known(node: ir.Node, floats: Mapping[ir.Node, float], ints: Mapping[ir.Node, float]) -> bool:
         """A node with work whose time is missing in one of the models stays as it was chosen."""
         return node.op_type not in _WORK or (node in floats and node in ints)
 
-    def _values(self, model: ir.Model) -> Iterator[tuple[ir.Node | None, list[ir.Node | None], float, float]]:
+    def _values(self, model: ir.Model) -> Iterator[_Value]:
         """Maker (None: outside), readers, and the seconds of quantizing and dequantizing each value."""
         inputs = [value for value in model.graph.inputs if not value.is_initializer()]
         for value in (*inputs, *(out for node in model.graph for out in node.outputs)):
@@ -217,14 +248,14 @@ class _Problem:
         """True for int8."""
         return node is not None and (node in self.fixed_int8 or (node in self._is_free and node not in left))
 
-    def cut(self) -> set[ir.Node]:
-        """The nodes that the cheapest labelling leaves in float."""
+    def cut(self, margin: float) -> set[ir.Node]:
+        """The nodes that the cheapest labelling leaves in float, where that is faster by more than the margin."""
         import networkx as nx
 
         net: Any = nx.DiGraph()
         source, sink = "int8", "float"
         for node in self.free:  # an edge is paid when its start is int8 and its end is float
-            net.add_edge(source, node, capacity=self.float[node])
+            net.add_edge(source, node, capacity=self.float[node] * margin)
             net.add_edge(node, sink, capacity=self.int8[node])
         for node in self.fixed_int8:
             net.add_edge(source, node)  # without capacity: infinite
@@ -255,20 +286,21 @@ class _Problem:
             inside = [node for node in (maker, *readers) if node in left]
             near.add_edges_from(pairwise(inside))
         for region in nx.connected_components(near):
-            as_float = sum(self.float[node] for node in region) / MARGIN + self._converting(region, left)
+            as_float = sum(self.float[node] for node in region) + self._converting(region, left)
             as_int8 = sum(self.int8[node] for node in region) + self._converting(region, left - region)
             yield _Region(tuple(sorted(node.name or "" for node in region)), as_int8, as_float)
 
     def _converting(self, region: set[ir.Node], left: set[ir.Node]) -> float:
         """Seconds of the conversions at the values that a region touches."""
-        total = 0.0
-        for maker, readers, quantize, dequantize in self.values:
-            if maker not in region and not region.intersection(reader for reader in readers if reader is not None):
-                continue
-            made = self._label(maker, left)
-            read = {self._label(reader, left) for reader in readers}
-            total += (quantize if not made and True in read else 0.0) + (dequantize if made and False in read else 0.0)
-        return total
+        touched = [item for item in self.values if region & {item[0], *item[1]}]
+        return sum(_conversion(item, lambda node: self._label(node, left)) for item in touched)
+
+
+def _conversion(value: _Value, is_int8: Callable[[ir.Node | None], bool]) -> float:
+    """Seconds of converting one value, once in each direction that its maker and readers ask for."""
+    maker, readers, quantize, dequantize = value
+    made, read = is_int8(maker), {is_int8(reader) for reader in readers}
+    return (quantize if not made and True in read else 0.0) + (dequantize if made and False in read else 0.0)
 
 
 class _Names:

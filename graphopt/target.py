@@ -245,13 +245,22 @@ class Target(ABC):
             f"target {self.name} does not show the graph that it executes; --realized needs one that does"
         )
 
+    def why_no_times(self) -> str | None:
+        """None when `profile` times nodes; else why it does not."""
+        if type(self).profile is not Target.profile:
+            return None
+        return self._no_times()
+
     def profile(self, path: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any] | None = None) -> Profiling:
         """Open a model for timing its nodes; `folder` is for temporary files.
 
         Raises:
             GraphoptError: the runtime refuses the model, or does not time nodes.
         """
-        raise GraphoptError(f"target {self.name} does not time single nodes")
+        raise GraphoptError(self._no_times())
+
+    def _no_times(self) -> str:
+        return f"target {self.name} does not time single nodes"
 
     def times_nodes(self) -> bool:
         """Whether `profile` works."""

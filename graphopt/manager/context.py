@@ -1,8 +1,8 @@
-"""What a pass is handed: the rewriter, the analyses, the target's capabilities, an evaluator, a place for remarks."""
+"""What a pass is handed: rewriter, analyses, the target's capabilities, an evaluator, a timer, a place for remarks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphopt.errors import GraphoptError, PassError
@@ -32,6 +32,27 @@ Evaluator = Callable[["ir.Model", Mapping[str, "np.ndarray"]], "dict[str, np.nda
 """Runs a small model on feeds with the runtime's optimizations off, isolated; handed in by the driver."""
 
 
+class Seconds(Protocol):
+    """What the nodes of a model take on this machine in float and in int8, and what lies between the two."""
+
+    def of(self, site: str) -> tuple[float, float] | None:
+        """Seconds of a node in float and in int8, without conversions; None where one of them is not known."""
+        ...
+
+    def total(self, int8: Collection[str]) -> float:
+        """Seconds of all nodes that are known, with these sites in int8, and of the conversions that this takes."""
+        ...
+
+    def slow(self) -> Mapping[str, float]:
+        """Sites that the fastest choice has in float, with how many times as long they take in int8."""
+        ...
+
+
+Timer = Callable[["ir.Model", "ir.Model", Collection[str]], Seconds]
+"""Times the nodes of a float model and of the same model with these sites in int8, on the target; handed in by the
+driver. Raises GraphoptError where nothing can be timed."""
+
+
 class Context:
     """Lives as long as one pipeline run."""
 
@@ -41,6 +62,7 @@ class Context:
         *,
         target: Capabilities | None = None,
         evaluate: Evaluator | None = None,
+        timer: Timer | None = None,
         limit: int | None = None,
         max_bytes: int = MAX_BYTES,
         max_growth: float = 1.1,
@@ -50,6 +72,7 @@ class Context:
         self.model = model
         self.target = target
         self.evaluate = evaluate
+        self.timer = timer
         self.max_bytes = max_bytes
         self.max_growth = max_growth
         self.calibration = calibration

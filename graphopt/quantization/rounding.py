@@ -56,7 +56,7 @@ def gptq(rows: np.ndarray, moments: np.ndarray, params: QParams, damping: float 
     import numpy as np
 
     order = np.argsort(-np.diag(moments), kind="stable")
-    upper = _inverse_root(_damped(moments, damping)[np.ix_(order, order)])
+    upper = _inverse_root(damped(moments, damping)[np.ix_(order, order)])
     scale, zero = (np.broadcast_to(item, rows.shape)[:, order].astype(np.float32) for item in params.spread(rows.shape))
     work = rows[:, order].astype(np.float32)
     codes = np.empty_like(work)
@@ -94,7 +94,7 @@ def coordinate_descent(
     """
     import numpy as np
 
-    hessian = _damped(moments, damping).astype(np.float32)
+    hessian = damped(moments, damping).astype(np.float32)
     scale, zero = (np.broadcast_to(item, rows.shape).astype(np.float32) for item in params.spread(rows.shape))
     low, high = params.type.qmin - zero, params.type.qmax - zero
     centred = codes.astype(np.float32) - zero
@@ -134,7 +134,7 @@ def refit_scales(
 
     n, k = rows.shape
     group = params.group or k
-    hessian = _damped(moments, damping)
+    hessian = damped(moments, damping)
     _, zero = params.spread(rows.shape)
     units = codes.astype(np.float64) - zero
     starts = np.arange(0, k, group)
@@ -165,7 +165,7 @@ def search_scales(rows: np.ndarray, moments: np.ndarray, params: QParams, dampin
     """
     import numpy as np
 
-    hessian = _damped(moments, damping)
+    hessian = damped(moments, damping)
     best, least = params.scale, np.full(len(rows), np.inf)
     for factor in FACTORS:
         tried = replace(params, scale=(params.scale * factor).astype(np.float32))
@@ -192,7 +192,7 @@ def fit_rows(rows: np.ndarray, sums: PairSums, group: int, *, shifts: bool, damp
     cross, inner = sums.xy[group], second_moments(sums, group, shifts=shifts)
     if shifts:
         cross = cross - np.outer(sums.x[group], sums.y[group]) / sums.count
-    moved = np.linalg.solve(_damped(inner, damping), (rows @ (cross - inner)).T).T
+    moved = np.linalg.solve(damped(inner, damping), (rows @ (cross - inner)).T).T
     fitted: np.ndarray = (rows + moved).astype(np.float32)
     return fitted
 
@@ -233,7 +233,7 @@ def _row_errors(rows: np.ndarray, hessian: np.ndarray, other: np.ndarray) -> np.
     return errors
 
 
-def _damped(moments: np.ndarray, damping: float) -> np.ndarray:
+def damped(moments: np.ndarray, damping: float) -> np.ndarray:
     """H with its diagonal raised: columns without any input keep a weight of their own."""
     import numpy as np
 

@@ -1,12 +1,13 @@
 """Weights of a static quantization rounded anew, by what they are multiplied with instead of to the nearest code.
 
-Works on what quantize-static made, in the same pipeline. Not here: the algorithms (graphopt/quantization/rounding.py).
+Works on what quantize-static made, in the same pipeline. Not here: the algorithms (rounding.py and adaround.py in
+graphopt/quantization).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
@@ -14,6 +15,7 @@ from graphopt.manager.base import Pass, Tolerance
 from graphopt.passes.quantize._kinds import weight_axis
 from graphopt.passes.quantize._refine import bias_of, exchange, twins, with_bias
 from graphopt.passes.quantize._weights8 import adds_in_pairs, from_kernel_rows, kernel_rows
+from graphopt.quantization.adaround import need_torch
 from graphopt.quantization.affine import QParams, dequantize, qtype
 from graphopt.quantization.saturation import is_safe, make_safe
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from graphopt.manager.context import Context
     from graphopt.passes.quantize._paired import Paired
     from graphopt.passes.quantize._weight_sites import Weight
-    from graphopt.quantization.moments import PairedMoments
+    from graphopt.quantization.moments import PairedMoments, PairSums
 
 _FEW = 8
 """With fewer codes than this on each side of zero, the choice of scales counts as much as that of codes."""
@@ -33,14 +35,21 @@ _WORTH = 0.98
 """Codes are exchanged where that leaves less than this part of the error on held-out samples."""
 
 
+Method = Literal["closed", "gradient"]
+
+
+@dataclass(frozen=True)
 class RoundWeights(Pass):
     """codes, b -> the codes Q and bias c with the least sum over samples of |W x + b - Q y - c|^2.
 
+    Options:
+        method: where the exchange of single codes starts: `closed` from GPTQ, `gradient` from AdaRound, which needs
+            the torch extra, takes longer and may leave less of the error.
+
     x is what the layer is given in the float model and y what the quantized layers before make of it, layer by layer in
     the order of the graph: each makes up for the errors of those before. With 4 bits the scales of Q are chosen too. A
-    layer changes only where that lowers the error on samples that were held out. Closed forms and linear algebra only.
-    Sources: GPTQ, arXiv 2210.17323, and with both inputs arXiv 2504.02692; AdaRound's objective, arXiv 2004.10568, by
-    coordinate descent.
+    layer changes only where that lowers the error on samples that were held out.
+    Sources: GPTQ, arXiv 2210.17323, and with both inputs arXiv 2504.02692; AdaRound, arXiv 2004.10568.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -50,10 +59,13 @@ class RoundWeights(Pass):
     tolerance: ClassVar[Tolerance] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("quantize-static",)
     scope = "main"
+    method: Method = "closed"
 
     def run(self, model: ir.Model, ctx: Context) -> None:
         from graphopt.passes.quantize._paired import Paired
 
+        if self.method == "gradient":
+            need_torch(f"pass {self}")
         originals = twins(model, ctx)
         weights = {node: _weight(node, original) for node, original in originals.items()}
         if not weights:
@@ -65,7 +77,7 @@ class RoundWeights(Pass):
 
     def _round(self, ctx: Context, node: ir.Node, weight: Weight, paired: Paired) -> None:
         def make(op: Builder) -> tuple[ir.Value, str]:
-            better = _better(node, weight, paired.moments(node))
+            better = _better(node, weight, paired.moments(node), self.method)
             return _with(op, node, better), f"{better.left:.2f} of the error of rounding to nearest"
 
         exchange(ctx, node, make)
@@ -91,7 +103,7 @@ def _weight(node: ir.Node, original: ir.Node) -> Weight:
     return Weight(node, value, 1, tensor, axis == 1, count, tensor.size // count)
 
 
-def _better(node: ir.Node, weight: Weight, moments: PairedMoments) -> _Better:
+def _better(node: ir.Node, weight: Weight, moments: PairedMoments, method: Method) -> _Better:
     """What leaves less of the error on held-out samples.
 
     Raises:
@@ -99,16 +111,7 @@ def _better(node: ir.Node, weight: Weight, moments: PairedMoments) -> _Better:
     """
     import numpy as np
 
-    from graphopt.quantization.rounding import (
-        coordinate_descent,
-        fit_rows,
-        gptq,
-        mean_shift,
-        pair_error,
-        refit_scales,
-        search_scales,
-        second_moments,
-    )
+    from graphopt.quantization.rounding import mean_shift, pair_error
 
     old, scale = _stored(node)
     qt = qtype(old.dtype.name)
@@ -120,18 +123,8 @@ def _better(node: ir.Node, weight: Weight, moments: PairedMoments) -> _Better:
     given = [QParams(qt, per_row[part], zero[part], 1, weight.width) for part in split]
     moves = qt.qmax < _FEW and scale.ndim == 1 and not _powers_of_two(scale)
     shifts = node.op_type != "MatMul"
-    after, used = np.empty_like(before), []
-    for index, part in enumerate(split):
-        h, params = second_moments(moments.fit, index, shifts=shifts), given[index]
-        fitted = fit_rows(rows[part], moments.fit, index, shifts=shifts)
-        if moves:
-            params = search_scales(fitted, h, params)
-        codes = coordinate_descent(fitted, h, params, gptq(fitted, h, params))
-        if moves:
-            params = refit_scales(fitted, h, params, codes)
-            codes = coordinate_descent(fitted, h, params, codes)
-        used.append(params)
-        after[part] = np.clip(codes, -qt.qmax, qt.qmax)
+    codes, used = _rounded(np.stack([rows[part] for part in split]), moments.fit, given, method, shifts, moves)
+    after = np.clip(codes.reshape(before.shape), -qt.qmax, qt.qmax).astype(before.dtype)
     layout = _as_layout(after, weight, old.shape)
     if adds_in_pairs(node) and _all_safe(node, old) and not _all_safe(node, layout):
         layout = from_kernel_rows(node, np.stack([make_safe(group) for group in kernel_rows(node, layout)]), old.shape)
@@ -148,6 +141,37 @@ def _better(node: ir.Node, weight: Weight, moments: PairedMoments) -> _Better:
         raise NoMatch("rounding to nearest does as well on held-out samples")
     chosen = np.concatenate([params.scale[:, 0] for params in used]) if moves else scale
     return _Better(layout, chosen, shift if shifts else None, errors[1] / errors[0])
+
+
+def _rounded(
+    rows: np.ndarray, sums: PairSums, given: list[QParams], method: Method, shifts: bool, moves: bool
+) -> tuple[np.ndarray, list[QParams]]:
+    """Codes (groups, N, K) and the quantizers that they are of; scales are chosen too where `moves`."""
+    import numpy as np
+
+    from graphopt.quantization.adaround import adaround
+    from graphopt.quantization.rounding import (
+        coordinate_descent,
+        fit_rows,
+        gptq,
+        refit_scales,
+        search_scales,
+        second_moments,
+    )
+
+    groups = range(len(rows))
+    hs = [second_moments(sums, index, shifts=shifts) for index in groups]
+    fitted = np.stack([fit_rows(rows[index], sums, index, shifts=shifts) for index in groups])
+    used = [search_scales(fitted[i], hs[i], given[i]) for i in groups] if moves else given
+    if method == "gradient":
+        codes = adaround(fitted, np.stack(hs), used)
+    else:
+        codes = np.stack([gptq(fitted[i], hs[i], used[i]) for i in groups])
+    codes = np.stack([coordinate_descent(fitted[i], hs[i], used[i], codes[i]) for i in groups])
+    if moves:
+        used = [refit_scales(fitted[i], hs[i], used[i], codes[i]) for i in groups]
+        codes = np.stack([coordinate_descent(fitted[i], hs[i], used[i], codes[i]) for i in groups])
+    return codes, used
 
 
 def _powers_of_two(scale: np.ndarray) -> bool:
