@@ -122,9 +122,10 @@ def least_squared_error(stats: TensorStats, qtype: QType, symmetric: bool) -> tu
     one_sided = symmetric or low == 0 or high == 0
     below = above = np.geomspace(_SMALLEST_SHARE, 1, 48 if one_sided else 20)
     ratio = float(above[-1] / above[-2])
-    best = np.ones(2)
+    best = whole = np.ones(2)
     for bins in (_COARSE_BINS, _COARSE_BINS, BINS):
         pairs = np.stack([above, above], 1) if one_sided else np.stack(np.meshgrid(below, above), -1).reshape(-1, 2)
+        pairs = np.vstack([pairs, whole])  # finer bins may find the whole range best after all
         errors = squared_error(_coarser(dense, bins), pairs[:, 0] * low, pairs[:, 1] * high, qtype, symmetric)
         best = pairs[int(np.flatnonzero(errors == errors.min())[-1])]  # of equals, the widest
         around = np.geomspace(1 / ratio, ratio, 9)

@@ -135,6 +135,7 @@ def test_heavy_modules_are_never_imported_when_a_module_is_loaded() -> None:
         "graphopt.targets.onnxruntime.session",
         "graphopt.targets.onnxruntime.wire",
         "graphopt.targets.tvm.cpu.",
+        "graphopt.targets.tvm.gpu.",
         "graphopt.targets.tvm.library",
         "graphopt.targets.tvm.tuning.bench",
         "graphopt.targets.tvm.tuning.kernel",

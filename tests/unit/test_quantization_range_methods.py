@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,6 +51,7 @@ def test_ranges_follow_the_scale_of_the_data(x: np.ndarray, power: int, symmetri
 
 @settings(max_examples=30, deadline=None)
 @given(DATA, st.sampled_from(SMALL), st.booleans())
+@example(np.array([989596, 1698, 254977, 19460, 1506] + 27 * [-667137], np.float32), QTYPES["uint4"], True)
 def test_mse_is_never_worse_than_minmax(x: np.ndarray, qtype: QType, symmetric: bool) -> None:
     stats = stats_of(x)
     errors = []

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from graphopt.ir.constants import const_array, const_tensor
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from graphopt import ir
     from graphopt.targets.tvm.lowering.context import Lowering
     from graphopt.targets.tvm.lowering.view import View
@@ -53,6 +53,8 @@ class Factors:
         return shifted(c, c.get(self.x), self.zero)
 
     def right(self, c: Lowering) -> Expr:
+        import numpy as np
+
         return c.const(self.w.astype(np.int32))
 
 
@@ -115,6 +117,8 @@ def to_float(c: Lowering, n: View, sums: Expr, found: Factors, trailing: int) ->
 
 def requantized(c: Lowering, n: View) -> Expr | None:
     """A QuantizeLinear that follows integers, perhaps behind Relu and Clip; None when it does not."""
+    import numpy as np
+
     scale, zero = const_array(n.value(1)), const_array(n.value(2)) if n.has(2) else np.zeros((), np.int64)
     dtype = n.out_dtype()
     if scale is None or zero is None or scale.size != 1 or zero.size != 1 or dtype not in BYTES:
@@ -156,6 +160,8 @@ def _terms(c: Lowering, value: ir.Value) -> list[Sums]:
 
 
 def _in_steps(c: Lowering, term: Sums, step: np.float32) -> Expr:
+    import numpy as np
+
     return c.op.multiply(c.op.astype(term.expr, "float32"), c.const((term.scale / step).astype(np.float32)))
 
 
@@ -177,6 +183,8 @@ class Dequantized:
 
 def dequantized(value: ir.Value | None) -> Dequantized | None:
     """The DequantizeLinear of 8-bit codes to float32 that makes a value, per tensor or per axis; None for others."""
+    import numpy as np
+
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in _STANDARD:
         return None
@@ -196,6 +204,8 @@ def dequantized(value: ir.Value | None) -> Dequantized | None:
 
 
 def _within_int8(codes: np.ndarray, w: Dequantized, axis: int) -> np.ndarray | None:
+    import numpy as np
+
     spread = [1] * codes.ndim
     spread[axis] = -1
     out = codes.astype(np.int64) - (w.zero.reshape(spread) if w.zero.size > 1 else w.zero.reshape(()))
@@ -204,6 +214,8 @@ def _within_int8(codes: np.ndarray, w: Dequantized, axis: int) -> np.ndarray | N
 
 def _bias(value: ir.Value | None, scale: np.ndarray, channels: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """A bias as codes in units of `scale`, or as floats; neither when it is computed or has another shape."""
+    import numpy as np
+
     if value is None:
         return None, None
     node = value.producer()
@@ -223,6 +235,8 @@ def _bias(value: ir.Value | None, scale: np.ndarray, channels: int) -> tuple[np.
 
 def _clips(value: ir.Value) -> tuple[float, float] | None:
     """The bounds of a Relu or Clip that makes a value; None for other nodes, and for bounds that are not known."""
+    import numpy as np
+
     node = value.producer()
     if node is None or node.domain not in _STANDARD:
         return None
@@ -242,6 +256,8 @@ def _clips(value: ir.Value) -> tuple[float, float] | None:
 
 def _steps(bound: float, step: np.float32) -> float:
     """The rounded number of steps of a bound."""
+    import numpy as np
+
     return float(np.rint(np.float32(bound) / step)) if np.isfinite(bound) else bound
 
 
