@@ -6,7 +6,9 @@
 pipeline.py     the order of the passes
 canonical.py    moves of constants folded
 raising.py      calls said again as one operator
+attention.py    products and a softmax to attention
 binarize.py     packed products of +-1
+four_bits.py    products with weights of 4 bits
 lower.py        operators to anchors, weights packed
 integers.py     integer products of 8-bit codes to anchors
 inlining.py     inlining of elementwise blocks
