@@ -16,6 +16,7 @@ from tvm import relax
 
 from graphopt.targets.tvm.cpu.rules import attention
 from graphopt.targets.tvm.machine import Machine
+from graphopt.targets.tvm.mutating import mutated
 
 # TVM's kind of function that is fused with nothing.
 _OPAQUE = 8
@@ -24,11 +25,7 @@ _SAME, _TURNED = (0, 1, 2, 3), (0, 2, 1, 3)
 
 def fuse_attention(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The module with attention as single calls."""
-    mutator = _Attention(module, machine)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mutator.builder_.get())
+    return mutated(_Attention(module, machine), module)
 
 
 @dataclass(frozen=True)

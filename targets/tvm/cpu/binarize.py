@@ -20,6 +20,7 @@ from graphopt.targets.tvm.cpu import NOTES
 from graphopt.targets.tvm.cpu.rules import binary
 from graphopt.targets.tvm.cpu.rules.conv2d import Window
 from graphopt.targets.tvm.machine import Machine
+from graphopt.targets.tvm.mutating import mutated
 
 # Most values that a set may have.
 _MOST = 16
@@ -40,10 +41,7 @@ class _Unknown(Exception):
 def binarize(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The module with packed convolutions (NHWC, OHWI) and products where both sides are +-1."""
     mutator = _Binarize(module, machine)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    out = mutator.builder_.get()
+    out = mutated(mutator, module)
     return out.with_attr(NOTES, mutator.notes) if mutator.notes else out
 
 

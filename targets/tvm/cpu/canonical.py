@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from graphopt.targets.tvm.cpu.raising import RAISES, normalization
+from graphopt.targets.tvm.mutating import mutated
 
 
 def _axes(call: Any, rank: int) -> tuple[int, ...]:
@@ -102,8 +103,4 @@ class _Canonical(relax.PyExprMutator):  # type: ignore[misc]
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     """Fold moves of constants and raise calls, in every Relax function."""
-    mutator = _Canonical(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mutator.builder_.get())
+    return mutated(_Canonical(module), module)

@@ -17,6 +17,7 @@ from tvm import relax
 from graphopt.targets.tvm.cpu.rules import four_bits
 from graphopt.targets.tvm.lowering.four_bits import BLOCK
 from graphopt.targets.tvm.machine import Machine
+from graphopt.targets.tvm.mutating import mutated
 
 # TVM's kind of function that elementwise consumers may join.
 _FUSES_ELEMENTWISE = 4
@@ -24,11 +25,7 @@ _FUSES_ELEMENTWISE = 4
 
 def use_codes(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The module with products of codes."""
-    mutator = _UseCodes(module, machine)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mutator.builder_.get())
+    return mutated(_UseCodes(module, machine), module)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from graphopt.targets.tvm.cpu.lower import anchor, window_of
 from graphopt.targets.tvm.cpu.rules import codes, depthwise
 from graphopt.targets.tvm.cpu.rules.conv2d import Window
 from graphopt.targets.tvm.machine import Machine
+from graphopt.targets.tvm.mutating import mutated
 
 _MOVES = ("relax.expand_dims", "relax.permute_dims", "relax.reshape")
 
@@ -147,8 +148,4 @@ class _Integers(relax.PyExprMutator):  # type: ignore[misc]
 
 def anchor_integers(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """Replace the products of codes in every Relax function."""
-    mutator = _Integers(module, machine)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mutator.builder_.get())
+    return mutated(_Integers(module, machine), module)

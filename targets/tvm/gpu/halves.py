@@ -11,6 +11,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from graphopt.targets.tvm.mutating import mutated
+
 
 @relax.expr_functor.mutator
 class _Narrow(relax.PyExprMutator):  # type: ignore[misc]
@@ -55,8 +57,4 @@ def _half_constant(value: Any) -> Any | None:
 
 def narrow(module: tvm.IRModule) -> tvm.IRModule:
     """The module with such convolutions on halves."""
-    mutator = _Narrow(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            mutator.builder_.update_func(name, mutator.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mutator.builder_.get())
+    return mutated(_Narrow(module), module)
