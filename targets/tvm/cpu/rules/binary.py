@@ -141,9 +141,7 @@ def define_conv(x: Any, w: Any, base: Any, window: Window, channels: int) -> Any
     r, s, c = (te.reduce_axis((0, extent), name) for extent, name in ((kh, "kh"), (kw, "kw"), (count, "ic")))
 
     def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
-        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
-        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        y, z, inside = window.tap((row, col), (r, s), (height, width))
         value = tirx.if_then_else(inside, x[n, y, z, c], tirx.const(0, "uint32"))
         ones = tirx.popcount(value ^ w[0, channel // lanes, r, s, c, channel % lanes]).astype("int32")
         start = tirx.Select(tirx.all(r == 0, s == 0, c == 0), base[row_runs.at(row), col_runs.at(col), channel], 0)

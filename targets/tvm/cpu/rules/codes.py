@@ -96,9 +96,7 @@ def define_conv(x: Any, w: Any, start: Any, window: Window, channels: int, zero:
 
     def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
         group, o = channel // per_group, channel % per_group
-        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
-        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        y, z, inside = window.tap((row, col), (r, s), (height, width))
         value = tirx.if_then_else(inside, x[n, y, z, group * stored + c], tirx.const(zero, x.dtype))
         weight = w[group, o // block, r, s, c // taps, o % block * taps + c % taps]
         first = tirx.all(r == 0, s == 0, c == 0)

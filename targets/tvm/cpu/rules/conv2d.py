@@ -56,6 +56,14 @@ class Window:
         )
         return rows, cols
 
+    def tap(self, output: Sequence[Expr], kernel: Sequence[Expr], size: Sequence[Expr]) -> tuple[Expr, Expr, Expr]:
+        """Input row and column under a position of the kernel, and whether they lie inside of the input."""
+        y, z = (
+            at * s + k * d - p
+            for at, k, s, d, p in zip(output, kernel, self.strides, self.dilations, self.padding[:2], strict=True)
+        )
+        return y, z, tirx.all(y >= 0, y < size[0], z >= 0, z < size[1])
+
 
 def geometry(shape: Sequence[int], weights: Sequence[int], window: Window) -> Geometry:
     """The contraction of an NHWC input and OIHW weights of these shapes, in words."""
@@ -126,9 +134,7 @@ def define(x: Any, w: Any, window: Window, channels: int, choice: Choice | None 
 
     def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
         group, o = channel // per_group, channel % per_group
-        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
-        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        y, z, inside = window.tap((row, col), (r, s), (height, width))
         value = tirx.if_then_else(inside, x[n, y, z, group * inputs + c], tirx.const(0, x.dtype))
         return te.sum(value * w[group, o // block, r, s, c, o % block], axis=[r, s, c])
 

@@ -75,9 +75,7 @@ def define(x: Any, w: Any, window: Window, choice: Choice | None = None) -> Any:
     r, s = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
 
     def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
-        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
-        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        y, z, inside = window.tap((row, col), (r, s), (height, width))
         return te.sum(
             tirx.if_then_else(inside, x[n, y, z, channel], tirx.const(0, x.dtype)) * w[r, s, channel], axis=[r, s]
         )
@@ -94,9 +92,7 @@ def define_codes(x: Any, w: Any, bias: Any, window: Window, zero: int) -> Any:
     r, s = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
 
     def at(n: Expr, row: Expr, col: Expr, channel: Expr) -> Expr:
-        y = row * window.strides[0] + r * window.dilations[0] - window.padding[0]
-        z = col * window.strides[1] + s * window.dilations[1] - window.padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        y, z, inside = window.tap((row, col), (r, s), (height, width))
         code = x[n, y, z, channel].astype("int32") - zero
         value = tirx.if_then_else(inside, code, tirx.const(0, "int32")) * w[r, s, channel].astype("int32")
         first = tirx.all(r == 0, s == 0)
