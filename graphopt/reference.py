@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.codes import FloatFacing, float_facing
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, RuntimeDied
 from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
     TOLERANCES,
@@ -81,7 +81,10 @@ class Reference:
             data: feeds of the user; none are made then, except those with NaN and infinities.
             specials: add two cases with NaN and with infinities in the floating inputs.
 
-        A reference that runs on no feeds is no error: `unchecked` says why and every verdict is `not-checked`.
+        A reference that refuses all feeds is no error: `unchecked` says why and every verdict is `not-checked`.
+
+        Raises:
+            RuntimeDied: the runtime crashes or hangs on the reference before any feeds went through.
         """
         self = cls(path, model, factory)
         try:
@@ -91,6 +94,8 @@ class Reference:
                     cases += _special_cases(cases[0], seed)
                 for case in cases:
                     self._try(runner, case, required=any(case is given for given in data))
+        except RuntimeDied as error:
+            raise RuntimeDied(f"{error}; give --data with inputs that it takes, or --numerics off") from None
         except GraphoptError as error:
             self.unchecked = str(error)
             self.cases, self._plain = [], []
@@ -222,7 +227,7 @@ class Reference:
         try:
             outputs = runner.run(case.feeds)
         except GraphoptError as error:
-            if required:
+            if required or (isinstance(error, RuntimeDied) and not self.cases):
                 raise
             self.notes.append(f"the reference refuses {case.label}: {textwrap.shorten(str(error), 160)}")
             return
