@@ -7,14 +7,14 @@ compute and says nothing of speed.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from benchmarks.gpu_jobs import Job, processes
 from graphopt.errors import GraphoptError
 from graphopt.targets.tvm.gpu.driver import first_gpu
 from graphopt.targets.tvm.target import Arch
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Result = Literal["passed", "failed", "not run"]
 Add = Callable[[str, str, Result, str], None]
-PROCESSES = 8
-"""At most so many node cases are compiled at the same time."""
+HALVES = ("resnet18-export", "resnet50-export", "minilm-l6-export", "vit-b16-export")
+"""Models that are compiled with `--precision fp16` too."""
 
 
 def why_not() -> str:
@@ -57,34 +57,33 @@ def target(emulate: bool) -> str:
     return f"tvm{{device=cuda arch={arch()} fallback=onnxruntime{emulator}}}"
 
 
-def check_model(add: Add, name: str, path: Path, folder: Path, seconds: float, emulate: bool) -> None:
-    """Compile a model; where it can run, judge it, and on a GPU time it."""
-    from benchmarks.latency import SHAPES, request
-    from graphopt import driver
+def jobs(files: Sequence[tuple[str, Path]], folder: Path, emulate: bool) -> list[Job]:
+    """Each model as it is, and some of them in half precision too."""
+    aim = target(emulate)
+    plain = [Job(name, path, aim, folder / f"{name}-tvm") for name, path in files]
+    halves = [Job(name, path, aim, folder / f"{name}-tvm-fp16", "fp16") for name, path in files if name in HALVES]
+    return plain + halves
 
-    short = Path(name).stem if name.endswith(".onnx") else name
-    shapes = SHAPES.get(short, {})
-    try:
-        options = driver.Options(repro=None, input_shapes=shapes)
-        artifact = driver.compile(path, target(emulate), folder / f"{short}-tvm", options)
-    except GraphoptError as error:
-        add("compile, TVM", short, "failed", str(error))
-        return
-    add("compile, TVM", short, "passed", compiled(artifact))
+
+def check_model(add: Add, job: Job, seconds: float, emulate: bool) -> None:
+    """Of one compiled model: its verdict, and on a GPU how long it takes."""
+    from benchmarks.latency import SHAPES, request
+    from graphopt.artifact import load
+
+    artifact, name = load(job.folder), job.label
+    add("compile, TVM", name, "passed", compiled(artifact))
     verdict = artifact.report["numerics"]
     known: dict[str, Result] = {"passed": "passed", "failed": "failed"}
     where = " in emulation" if emulate else ""
-    add(
-        f"numerics, TVM{where}", short, known.get(verdict["status"], "not run"), verdict["reason"] or "as the reference"
-    )
+    add(f"numerics, TVM{where}", name, known.get(verdict["status"], "not run"), verdict["reason"] or "as the reference")
     missing = first_gpu()
     if isinstance(missing, str):
-        add("latency, TVM", short, "not run", missing)
+        add("latency, TVM", name, "not run", missing)
         return
     try:
-        add("latency, TVM", short, *latency(short, path, artifact, request(path, shapes), folder, seconds))
+        add("latency, TVM", name, *latency(job, artifact, request(job.path, SHAPES.get(job.name, {})), seconds))
     except (GraphoptError, RuntimeError) as error:
-        add("latency, TVM", short, "failed", str(error))
+        add("latency, TVM", name, "failed", str(error))
 
 
 def compiled(artifact: Artifact) -> str:
@@ -101,21 +100,20 @@ def compiled(artifact: Artifact) -> str:
     )
 
 
-def latency(
-    name: str, path: Path, artifact: Artifact, feeds: dict[str, Any], folder: Path, seconds: float
-) -> tuple[Result, str]:
-    """Median milliseconds of ours, ONNX Runtime's CUDA provider and torch.compile, taking turns."""
+def latency(job: Job, artifact: Artifact, feeds: dict[str, Any], seconds: float) -> tuple[Result, str]:
+    """Median milliseconds of ours, ours again, ONNX Runtime's CUDA provider and torch.compile, taking turns."""
     from benchmarks.tvm_worker import Worker, race
     from graphopt.models.registry import MODELS
 
     if artifact.main.suffix != ".so":
         return "not run", "the model has parts in ONNX Runtime"
-    np.savez(folder / f"{name}.npz", **feeds)
-    workers = {"ours": Worker("gpu", 0, artifact.main, folder / f"{name}.npz")}
+    stored = job.folder.with_suffix(".npz")
+    np.savez(stored, **feeds)
+    workers = {"ours": Worker("gpu", 0, artifact.main, stored), "ours again": Worker("gpu", 0, artifact.main, stored)}
     if "CUDAExecutionProvider" in _providers():
-        workers["ONNX Runtime"] = Worker("ort-gpu", 0, path, folder / f"{name}.npz")
-    if _torch_has_cuda() and name in MODELS and MODELS[name].kind == "built":
-        workers["torch.compile"] = Worker("torch-gpu", 0, Path(name), folder / f"{name}.npz")
+        workers["ONNX Runtime"] = Worker("ort-gpu", 0, artifact.model if job.precision else job.path, stored)
+    if _torch_has_cuda() and job.name in MODELS and MODELS[job.name].kind == "built":
+        workers["torch.compile"] = Worker("torch-gpu-half" if job.precision else "torch-gpu", 0, Path(job.name), stored)
     try:
         blocks = race(workers, seconds * len(workers))
     finally:
@@ -123,7 +121,9 @@ def latency(
             worker.close()
     told = [f"{who} {1e3 * float(np.median(times)):.3f} ms" for who, times in blocks.items()]
     ours = np.array(blocks["ours"])
-    told += [f"ours/{who} {float(np.median(ours / times)):.3f}" for who, times in blocks.items() if who != "ours"]
+    told += [
+        f"ours/{who} {float(np.median(ours / np.array(times))):.3f}" for who, times in blocks.items() if who != "ours"
+    ]
     return "passed", ", ".join(told)
 
 
@@ -136,8 +136,7 @@ def check_cases(add: Add, every: int, emulate: bool) -> None:
     if isinstance(missing, str) and not emulate:
         add("node cases, TVM", name, "not run", missing)
         return
-    processes = max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 2))
-    outcomes = list(measure(every, "emulated" if emulate else "cuda", processes))
+    outcomes = list(measure(every, "emulated" if emulate else "cuda", processes()))
     counts = Counter(outcome.status for outcome in outcomes)
     bad = [f"{item.case}: {item.reason}" for item in outcomes if item.status not in ("passed", "refused")]
     taken = len(outcomes) - counts["refused"]
