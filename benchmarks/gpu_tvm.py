@@ -10,11 +10,13 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from benchmarks.figure import say
 from benchmarks.gpu_jobs import Job, processes
+from benchmarks.tvm_worker import Worker, race
 from graphopt.errors import GraphoptError
 from graphopt.targets.tvm.gpu.driver import first_gpu
 from graphopt.targets.tvm.target import Arch
@@ -65,9 +67,8 @@ def jobs(files: Sequence[tuple[str, Path]], folder: Path, emulate: bool) -> list
     return plain + halves
 
 
-def check_model(add: Add, job: Job, seconds: float, emulate: bool) -> None:
-    """Of one compiled model: its verdict, and on a GPU how long it takes."""
-    from benchmarks.latency import SHAPES, request
+def check_model(add: Add, job: Job, emulate: bool) -> None:
+    """The verdict on one compiled model."""
     from graphopt.artifact import load
 
     artifact, name = load(job.folder), job.label
@@ -76,14 +77,6 @@ def check_model(add: Add, job: Job, seconds: float, emulate: bool) -> None:
     known: dict[str, Result] = {"passed": "passed", "failed": "failed"}
     where = " in emulation" if emulate else ""
     add(f"numerics, TVM{where}", name, known.get(verdict["status"], "not run"), verdict["reason"] or "as the reference")
-    missing = first_gpu()
-    if isinstance(missing, str):
-        add("latency, TVM", name, "not run", missing)
-        return
-    try:
-        add("latency, TVM", name, *latency(job, artifact, request(job.path, SHAPES.get(job.name, {})), seconds))
-    except (GraphoptError, RuntimeError) as error:
-        add("latency, TVM", name, "failed", str(error))
 
 
 def compiled(artifact: Artifact) -> str:
@@ -100,49 +93,86 @@ def compiled(artifact: Artifact) -> str:
     )
 
 
-def latency(job: Job, artifact: Artifact, feeds: dict[str, Any], seconds: float) -> tuple[Result, str]:
-    """Median milliseconds of ours, ours again, ONNX Runtime's CUDA provider and torch.compile, taking turns."""
-    from benchmarks.tvm_worker import Worker, race
+def time_models(add: Add, jobs: Sequence[Job], seconds: float) -> None:
+    """Median milliseconds of ours, ours again, ONNX Runtime's CUDA provider and torch.compile, taking turns.
+
+    All runtimes of all models are opened first, at the same time: torch.compile takes long, and not on the GPU.
+    """
+    missing = first_gpu()
+    if isinstance(missing, str):
+        for job in jobs:
+            add("latency, TVM", job.label, "not run", missing)
+        return
+    opened = {job: _workers(job) for job in jobs}
+    say("opening runtimes ...")
+    try:
+        dead = {job: _first_dead(workers) for job, workers in opened.items()}
+        for job, workers in opened.items():
+            say(f"timing {job.label} ...")
+            if not workers:
+                add("latency, TVM", job.label, "not run", "the model has parts in ONNX Runtime")
+            elif dead[job]:
+                add("latency, TVM", job.label, "failed", dead[job])
+            else:
+                add("latency, TVM", job.label, "passed", _raced(workers, seconds))
+    finally:
+        for workers in opened.values():
+            for worker in workers.values():
+                worker.close()
+
+
+def _workers(job: Job) -> dict[str, Worker]:
+    """The runtimes that run a model here; none when TVM does not run all of it."""
+    from benchmarks.latency import SHAPES, request
+    from graphopt.artifact import load
     from graphopt.models.registry import MODELS
 
+    artifact = load(job.folder)
     if artifact.main.suffix != ".so":
-        return "not run", "the model has parts in ONNX Runtime"
+        return {}
     stored = job.folder.with_suffix(".npz")
-    np.savez(stored, **feeds)
-    workers = {"ours": Worker("gpu", 0, artifact.main, stored), "ours again": Worker("gpu", 0, artifact.main, stored)}
+    np.savez(stored, **request(job.path, SHAPES.get(job.name, {})))
+    out = {"ours": Worker("gpu", 0, artifact.main, stored), "ours again": Worker("gpu", 0, artifact.main, stored)}
     if "CUDAExecutionProvider" in _providers():
-        workers["ONNX Runtime"] = Worker("ort-gpu", 0, artifact.model if job.precision else job.path, stored)
+        out["ONNX Runtime"] = Worker("ort-gpu", 0, artifact.model if job.precision else job.path, stored)
     if _torch_has_cuda() and job.name in MODELS and MODELS[job.name].kind == "built":
-        workers["torch.compile"] = Worker("torch-gpu-half" if job.precision else "torch-gpu", 0, Path(job.name), stored)
-    try:
-        blocks = race(workers, seconds * len(workers))
-    finally:
-        for worker in workers.values():
-            worker.close()
+        out["torch.compile"] = Worker("torch-gpu-half" if job.precision else "torch-gpu", 0, Path(job.name), stored)
+    return out
+
+
+def _first_dead(workers: dict[str, Worker]) -> str:
+    """Wait until all have run once; which one did not, '' when all did."""
+    for name, worker in workers.items():
+        try:
+            worker.time(1)
+        except RuntimeError as error:
+            return f"{name}: {error}"
+    return ""
+
+
+def _raced(workers: dict[str, Worker], seconds: float) -> str:
+    blocks = {who: np.array(times) for who, times in race(workers, seconds * len(workers)).items()}
     told = [f"{who} {1e3 * float(np.median(times)):.3f} ms" for who, times in blocks.items()]
-    ours = np.array(blocks["ours"])
-    told += [
-        f"ours/{who} {float(np.median(ours / np.array(times))):.3f}" for who, times in blocks.items() if who != "ours"
-    ]
-    return "passed", ", ".join(told)
+    ours = blocks["ours"]
+    told += [f"ours/{who} {float(np.median(ours / times)):.3f}" for who, times in blocks.items() if who != "ours"]
+    return ", ".join(told)
 
 
-def check_cases(add: Add, every: int, emulate: bool) -> None:
-    """Every so many node cases, on the GPU or in emulation."""
+def check_cases(every: int, emulate: bool) -> tuple[str, str, Result, str]:
+    """A row about every so many node cases, on the GPU or in emulation."""
     from benchmarks.tvm_conformance import MIN_PASSED, measure
 
-    name = f"every {every}th node case" if every > 1 else "all node cases"
+    check, name = "node cases, TVM", f"every {every}th node case" if every > 1 else "all node cases"
     missing = first_gpu()
     if isinstance(missing, str) and not emulate:
-        add("node cases, TVM", name, "not run", missing)
-        return
+        return check, name, "not run", missing
     outcomes = list(measure(every, "emulated" if emulate else "cuda", processes()))
     counts = Counter(outcome.status for outcome in outcomes)
     bad = [f"{item.case}: {item.reason}" for item in outcomes if item.status not in ("passed", "refused")]
     taken = len(outcomes) - counts["refused"]
     right = counts["passed"] >= MIN_PASSED * taken and not counts["crashed"]
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    add("node cases, TVM", name, "passed" if right else "failed", "; ".join((told, *bad[:5])))
+    return check, name, "passed" if right else "failed", "; ".join((told, *bad[:5]))
 
 
 def _providers() -> list[str]:
