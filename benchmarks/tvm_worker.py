@@ -175,6 +175,7 @@ def _torch_gpu(name: str, feeds: Mapping[str, np.ndarray], half: bool = False) -
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch._inductor.config.freezing = True
+    torch._inductor.config.compile_threads = 4  # several models are compiled at the same time
     module = torch_module(name)[0].cuda()
     compiled: Any = torch.compile(module.half() if half else module)
     inputs = [torch.from_numpy(value).cuda() for value in feeds.values()]
