@@ -87,8 +87,8 @@ def main() -> int:
         "Convolutions and products with bias and Relu, each with all tiles and numbers of parts, "
         f"{len(found['rows'])} kernels in all, measured on {found['machine']} on {found['date']} ({MEASURED}). "
         "`chosen` is what the model of time takes, `whole` the best without cutting the sum into parts, `torch` what "
-        f"torch {found['torch version']} takes for the product alone (cuDNN or cuBLAS, no TF32). Microseconds, starting "
-        "the kernels included: those under 5 (one kernel) or 9 (two) are the host's time.",
+        f"torch {found['torch version']} takes for the product alone (cuDNN or cuBLAS, no TF32). Microseconds, with "
+        "starting the kernels: those under 5 (one kernel) or 9 (two) are the host's time.",
         (
             f"what the model chooses takes at most {MAX_LOSS:g} of the best measured, by the geometric mean",
             "every kernel computes the product",
