@@ -24,6 +24,9 @@ GRAPHS = 5000
 MIN_APPLIED = 50
 _HANG_SECONDS = {"seeds": 120.0, "mutants": 900.0}
 """A worker that says nothing for so long hangs: at one graph, or at all mutants of a rule."""
+_LOOK_SECONDS = 5.0
+"""So often the workers are looked at. What lies between two looks counts for twice as much at most: when the run is
+paused as a whole, no worker hangs."""
 KINDS = ("wrong", "unguarded")
 """Mutants of a rule: disturbed results, and guards left out."""
 
@@ -62,7 +65,7 @@ class Worker:
     def __init__(self, job: str) -> None:
         self.job, self.limit = job, _HANG_SECONDS[job]
         self.busy: Any = None
-        self.since, self.ready = 0.0, False
+        self.waited, self.ready = 0.0, False
         self._start()
 
     def _start(self) -> None:
@@ -73,22 +76,29 @@ class Worker:
         there.close()
 
     def give(self, item: Any) -> None:
-        self.busy, self.since, self.ready = item, time.monotonic(), False
+        self.busy, self.waited, self.ready = item, 0.0, False
         self.pipe.send(item)
 
-    def take(self) -> tuple[Any, Any, str]:
-        """The result; a worker that died or hangs gives what it was at, and is replaced."""
-        item, self.busy = self.busy, None
+    def hear(self) -> tuple[Any, Any, str] | None:
+        """What it sent: a result, or None when it only said that the graph runs. One that died is replaced."""
         try:
-            while self.pipe.poll(max(0.0, self.since + self.limit - time.monotonic())):
-                result = self.pipe.recv()
-                if result is not None:
-                    return result
-                self.ready = True
-            reason = f"no answer in {self.limit:.0f} s"
+            result = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(5)
-            reason = f"the process died with status {self.process.exitcode}"
+            return self._give_up(f"the process died with status {self.process.exitcode}")
+        if result is None:
+            self.ready = True
+        else:
+            self.busy = None
+        return result
+
+    def wait(self, seconds: float) -> tuple[Any, Any, str] | None:
+        """Count more seconds of silence; one that was silent for too long gives what it was at, and is replaced."""
+        self.waited += seconds
+        return self._give_up(f"no answer in {self.limit:.0f} s") if self.waited > self.limit else None
+
+    def _give_up(self, reason: str) -> tuple[Any, Any, str]:
+        item, self.busy = self.busy, None
         self.process.kill()
         self._start()
         if self.job == "seeds" and not self.ready:  # the runtime dies of the graph as it was made
@@ -103,14 +113,16 @@ def spread(items: Iterable[Any], job: str, jobs: int) -> Iterator[tuple[Any, Any
         item = next(waiting, None)
         if item is not None:
             worker.give(item)
-    while True:
-        active = {worker.pipe: worker for worker in workers if worker.busy is not None}
-        if not active:
-            break
-        late = [worker.pipe for worker in active.values() if time.monotonic() - worker.since > worker.limit]
-        for pipe in wait(list(active), timeout=5.0) or late:
-            worker = active[pipe]  # type: ignore[index]
-            yield worker.take()
+    looked = time.monotonic()
+    while active := [worker for worker in workers if worker.busy is not None]:
+        heard = wait([worker.pipe for worker in active], timeout=_LOOK_SECONDS)
+        before, looked = looked, time.monotonic()
+        for worker in active:
+            silence = min(looked - before, 2 * _LOOK_SECONDS)
+            result = worker.hear() if worker.pipe in heard else worker.wait(silence)
+            if result is None:
+                continue
+            yield result
             item = next(waiting, None)
             if item is not None:
                 worker.give(item)

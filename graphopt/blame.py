@@ -183,7 +183,8 @@ class _Bisection:
             report = self.check.compare(path, self.tolerance)
             judged = report.status == "passed"
         if report.status != "failed" and not judged:
-            raise GraphoptError(f"bisect cannot judge this model: {report.reason}; give --data or --oracle")
+            reason = report.reason.removesuffix("; give --data")
+            raise GraphoptError(f"bisect cannot judge this model: {reason}; give --data or --oracle")
         return report.reason if report.status == "failed" else ""
 
     def runtime(self, total: int, evaluations: int) -> Blame:

@@ -412,17 +412,10 @@ class _Job:
             raise VerificationError(f"--require-numerics: the numbers were not checked: {numbers.reason}")
 
     def interface(self) -> dict[str, Any]:
-        def rows(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
-            return [
-                {
-                    "name": v.name,
-                    "type": str(v.type),
-                    "shape": None if v.shape is None else [d if isinstance(d, int) else d.value for d in v.shape],
-                }
-                for v in values
-            ]
+        from graphopt.inspecting import described
 
-        return {"inputs": rows(self.model.graph.inputs), "outputs": rows(self.model.graph.outputs)}
+        graph = self.model.graph
+        return {"inputs": [*map(described, graph.inputs)], "outputs": [*map(described, graph.outputs)]}
 
     def summary(self, numbers: Numbers) -> dict[str, Any]:
         assert self.result is not None

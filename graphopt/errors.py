@@ -38,6 +38,10 @@ class PassError(GraphoptError):
     exit_code = 70
 
 
+class RuntimeDied(GraphoptError):
+    """A runtime crashed on a model or took longer than it may; its process is gone."""
+
+
 class MissingDependency(GraphoptError):
     """An optional package is needed and is not installed."""
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError, RuntimeDied, did_you_mean
 from graphopt.feedfiles import check_feeds, load_feeds
 from graphopt.inputsizes import (
     complete,
@@ -289,12 +289,18 @@ def _total_keys(node: ir.Node, sizes: Mapping[str, int]) -> int:
 
 
 def bindings_of(model: ir.Model, runner: Runner, seed: int = 0) -> tuple[list[dict[str, int]], list[str]]:
-    """`find_bindings` asking a runner of the model; also what the runtime said of the assignments that it refused."""
+    """`find_bindings` asking a runner of the model; also what the runtime said of the assignments that it refused.
+
+    Raises:
+        RuntimeDied: it crashed or hung on one.
+    """
     refused: list[str] = []
 
     def accepts(binding: dict[str, int]) -> bool:
         try:
             runner.run(make_feeds(model, seed, binding))
+        except RuntimeDied:
+            raise
         except GraphoptError as error:
             refused.append(str(error))
             return False

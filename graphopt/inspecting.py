@@ -37,8 +37,8 @@ def inspect(model: ir.Model, target: Target | None = None, dims: Mapping[str, in
         "ops": dict(ops.most_common()),
         "opsets": dict(sorted(model.opset_imports.items())),
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
-        "inputs": [_row(value) for value in model.graph.inputs],
-        "outputs": [_row(value) for value in model.graph.outputs],
+        "inputs": [described(value) for value in model.graph.inputs],
+        "outputs": [described(value) for value in model.graph.outputs],
         "dynamic_dims": sorted(
             {
                 str(d.value)
@@ -78,9 +78,10 @@ def unsupported(model: ir.Model, target: Target, shapes: Shapes) -> list[dict[st
     return rows
 
 
-def _row(value: ir.Value) -> dict[str, Any]:
+def described(value: ir.Value) -> dict[str, Any]:
+    """An input or output as JSON: name, type and shape; None for a type or rank that is not known."""
     shape = None if value.shape is None else [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-    return {"name": value.name, "type": str(value.type), "shape": shape}
+    return {"name": value.name, "type": None if value.type is None else str(value.type), "shape": shape}
 
 
 def _blocked(shapes: Shapes) -> dict[str, Any]:

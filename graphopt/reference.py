@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.codes import float_facing
-from graphopt.errors import GraphoptError
+from graphopt.codes import FloatFacing, float_facing
+from graphopt.errors import GraphoptError, RuntimeDied
 from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
     TOLERANCES,
@@ -27,7 +27,6 @@ from graphopt.numerics import (
     magnitude,
     rounding,
 )
-from graphopt.quantization.interface import read_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +56,7 @@ class Reference:
         self.notes: list[str] = []
         self._factory = factory
         self._random = random_outputs(model)
-        self._has_codes = bool(read_codes(model))
+        self._floats = _float_ends(model)
         self._plain: Results = []
         self._others: list[Results] | None = None
 
@@ -82,7 +81,10 @@ class Reference:
             data: feeds of the user; none are made then, except those with NaN and infinities.
             specials: add two cases with NaN and with infinities in the floating inputs.
 
-        A reference that runs on no feeds is no error: `unchecked` says why and every verdict is `not-checked`.
+        A reference that refuses all feeds is no error: `unchecked` says why and every verdict is `not-checked`.
+
+        Raises:
+            RuntimeDied: the runtime crashes or hangs on the reference before any feeds went through.
         """
         self = cls(path, model, factory)
         try:
@@ -92,6 +94,8 @@ class Reference:
                     cases += _special_cases(cases[0], seed)
                 for case in cases:
                     self._try(runner, case, required=any(case is given for given in data))
+        except RuntimeDied as error:
+            raise RuntimeDied(f"{error}; give --data with inputs that it takes, or --numerics off") from None
         except GraphoptError as error:
             self.unchecked = str(error)
             self.cases, self._plain = [], []
@@ -108,7 +112,8 @@ class Reference:
     def judge(self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None) -> NumericsReport:
         """Run `candidate` on the reference's feeds and judge every output by the tolerance class.
 
-        A candidate whose inputs or outputs are codes is run as a model of floats, unless the reference has codes too.
+        Inputs and outputs that are float32 in the reference and codes or half precision in the candidate are converted
+        outside it, and a note says so.
 
         Args:
             candidate: file of the result.
@@ -122,7 +127,8 @@ class Reference:
         results: Results = []
         try:
             opened = (factory or self._factory)(candidate, _PLAIN)
-            with opened if self._has_codes else float_facing(candidate, opened) as runner:
+            with float_facing(candidate, opened, self._floats) as runner:
+                converted = runner.converted if isinstance(runner, FloatFacing) else ()
                 for case in self.cases:
                     results.append(runner.run(case.feeds))
         except GraphoptError as error:
@@ -135,10 +141,13 @@ class Reference:
             reason = f"the result's outputs are {list(results[0])}, the reference's {list(self._plain[0])}"
             return NumericsReport("failed", tolerance, reason, cases=labels)
         report = self._verdict(results, tolerance, labels, [])
-        if report.status != "failed" or factory is None or tolerance != "reassociates":
+        if report.status == "failed" and factory is not None and tolerance == "reassociates":
+            # What the device changes on the reference itself can only allow more, and may take long to find out.
+            report = self._verdict(results, tolerance, labels, self._moved(factory))
+        if not converted:
             return report
-        # What the device changes on the reference itself can only allow more, and may take long to find out.
-        return self._verdict(results, tolerance, labels, self._moved(factory))
+        told = f"compared as float32, which the result does not have there: {', '.join(converted)}"
+        return replace(report, notes=(*report.notes, told))
 
     def _moved(self, factory: RunnerFactory | None) -> list[Results]:
         """The reference's results where `factory` runs it; nothing when it is at home or does not run there."""
@@ -218,7 +227,7 @@ class Reference:
         try:
             outputs = runner.run(case.feeds)
         except GraphoptError as error:
-            if required:
+            if required or (isinstance(error, RuntimeDied) and not self.cases):
                 raise
             self.notes.append(f"the reference refuses {case.label}: {textwrap.shorten(str(error), 160)}")
             return
@@ -284,6 +293,14 @@ def _gap(plain: Any, other: Any) -> float:
         return 0.0
     gaps = distance(plain, other, strict=False)
     return float(np.max(gaps, where=np.isfinite(gaps), initial=0.0))
+
+
+def _float_ends(model: ir.Model) -> frozenset[str]:
+    """Names of the inputs and outputs that are tensors of float32."""
+    from graphopt import ir
+
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    return frozenset(str(value.name) for value in ends if value.type == ir.TensorType(ir.DataType.FLOAT))
 
 
 def random_outputs(model: ir.Model) -> frozenset[str]:

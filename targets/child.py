@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import graphopt
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, RuntimeDied
 
 if TYPE_CHECKING:
     from graphopt.targets.onnxruntime.wire import Channel
@@ -82,7 +82,8 @@ class Child:
             time_limit: seconds for this request; None for the child's own.
 
         Raises:
-            GraphoptError: the child refused, crashed, or passed a limit; in the latter two cases it is closed.
+            RuntimeDied: the child crashed or took too long; it is closed.
+            GraphoptError: it refused, or took too much memory, after which it is closed.
         """
         from graphopt.targets.onnxruntime.wire import WireClosed, WireTimeout
 
@@ -102,7 +103,7 @@ class Child:
             raise GraphoptError(f"{doing} {self._subject}: {error}") from None
         except WireTimeout:
             self.close()
-            raise GraphoptError(
+            raise RuntimeDied(
                 f"{doing} {self._subject} took over {limit:g} s and was stopped; "
                 "raise the time limit or use smaller feeds"
             ) from None
@@ -140,7 +141,7 @@ class Child:
         last = f": {lines[-1][:300]}" if lines else ""
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
         self.close()
-        return GraphoptError(self._explain(f"{self._who} {how} while {doing} {self._subject}{last}"))
+        return RuntimeDied(self._explain(f"{self._who} {how} while {doing} {self._subject}{last}"))
 
 
 class _OverLimit(Exception):

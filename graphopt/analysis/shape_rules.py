@@ -347,6 +347,17 @@ def _reduce_values(s: Shapes, node: ir.Node) -> Sequence[Result] | None:
     return [Result(s.dtype(node.inputs[0]), [1] if attr_int(node, "keepdims", 1) else (), [total])]
 
 
+def _mel_weights(s: Shapes, node: ir.Node) -> Sequence[Result]:
+    """One row per frequency of the transform, one column per band; the package has other sizes."""
+    from graphopt import ir
+
+    bands, length = (s.values(value) for value in node.inputs[:2])
+    rows = dims.add(dims.floor_divide(length[0], 2), 1) if length is not None else dims.unknown()
+    columns = bands[0] if bands is not None else dims.unknown()
+    size = [s.fresh() if dims.is_unknown(dim) else s.as_dim(dim) for dim in (rows, columns)]
+    return [Result(ir.DataType(attr_int(node, "output_datatype", ir.DataType.FLOAT.value)), size)]
+
+
 _PREDICATE_SET = frozenset(_PREDICATES.split())
 
 RULES: dict[str, Rule] = {
@@ -358,6 +369,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("ReduceSum", "ReduceProd"), _reduce_values),
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), infer_pool),
     "Unique": infer_unique,
+    "MelWeightMatrix": _mel_weights,
     "MatMul": infer_matmul,
     "Neg": _neg,
     "Identity": _identity,

@@ -42,6 +42,14 @@ def elementwise(s: Shapes, node: ir.Node) -> list[Dim] | None:
     return out
 
 
+def wraps(element: Dim, dtype: ir.DataType | None) -> bool:
+    """Whether an element is a number that its integer type cannot hold: in the runtime it is another one."""
+    if not isinstance(element, int) or dtype is None or not dtype.is_integer():
+        return False
+    bits = dtype.bitwidth - dtype.is_signed()
+    return not -(2**bits if dtype.is_signed() else 0) <= element < 2**bits
+
+
 def _apply(op: str, a: Dim, b: Dim) -> Dim | None:
     """One binary operation; unknown when the result cannot be told, None when the op is not followed at all."""
     if op in ("Add", "Sum"):

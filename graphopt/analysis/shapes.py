@@ -14,6 +14,7 @@ from graphopt.analysis import dims
 from graphopt.analysis.binding import bind_dims, set_input_shapes
 from graphopt.analysis.shape_result import UNDETERMINED, Blocked, Result
 from graphopt.analysis.shape_symbols import Symbols
+from graphopt.analysis.shape_values import wraps
 from graphopt.ir.constants import const_tensor
 from graphopt.ir.sites import subgraphs
 
@@ -319,7 +320,9 @@ class Shapes:
             value.shape = None
         elements = result.values
         if elements is not None and len(elements) <= MAX_VALUES:
-            self._values[value] = tuple(self.fresh_data() if dims.is_unknown(e) else e for e in elements)
+            self._values[value] = tuple(
+                self.fresh_data() if dims.is_unknown(e) or wraps(e, value.dtype) else e for e in elements
+            )
         else:
             self._values[value] = None
 

@@ -45,7 +45,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
                 if row["shape"] is None
                 else "[" + ", ".join("?" if d is None else str(d) for d in row["shape"]) + "]"
             )
-            lines.append(f"{kind[:-1]:12} {row['name']}: {row['type']} {dims}")
+            lines.append(f"{kind[:-1]:12} {row['name']}: {row['type'] or 'unknown type'} {dims}")
     hint = "--dim NAME=N" if report["dynamic_dims"] else "--input-shapes NAME:DIMS"
     lines.append(f"MACs         {_number(report['macs'], report['known_macs'], report['unknown_cost'], hint)}")
     lines.append(f"parameters   {report['parameter_bytes']} bytes")

@@ -30,21 +30,33 @@ def list_(as_json: bool) -> None:
 
 @command.command("fetch")
 @click.argument("names", nargs=-1, required=True)
-def fetch(names: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Fetch or build models into the cache and print their paths."""
     from graphopt import models
 
+    rows = []
     for name in names:
-        print(models.fetch(name))
+        found = models.fetch(name)
+        rows.append({"name": name, "path": str(found)})
+        if not as_json:
+            print(found)
+    if as_json:
+        emit({"models": rows})
 
 
 @command.command("path")
 @click.argument("name")
-def path(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def path(name: str, as_json: bool) -> None:
     """Print where a fetched model lies."""
     from graphopt import models
 
-    print(models.path(name))
+    found = models.path(name)
+    if as_json:
+        emit({"name": name, "path": str(found)})
+    else:
+        print(found)
 
 
 def _row(info: Any) -> dict[str, Any]:

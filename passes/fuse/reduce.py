@@ -83,7 +83,7 @@ class FuseSoftmax(RewritePass):
 
 
 class FuseLogSoftmax(RewritePass):
-    """d - Log(ReduceSum(Exp(d))) -> LogSoftmax(x), d = x - ReduceMax(x), also Log(Softmax(x)), along one axis."""
+    """d - Log(ReduceSum(Exp(d))) -> LogSoftmax(x), d = x - ReduceMax(x), along one axis."""
 
     name: ClassVar[str] = "fuse-log-softmax"
     stage: ClassVar[str] = "fuse-portable"

@@ -61,15 +61,17 @@ class FuseMish(RewritePass):
 
 
 class FuseSoftplus(RewritePass):
-    """Log(Exp(x) + 1) -> Softplus(x), also Relu(x) + Log(Exp(-Abs(x)) + 1).
+    """Relu(x) + Log(Exp(-Abs(x)) + 1) -> Softplus(x), also Log(Exp(x) + 1) where Exp provably does not overflow.
 
-    The standard defines Softplus so; the second form is the one that does not overflow.
+    The standard defines Softplus by the second form; runtimes compute it by the first, which is finite where the second
+    is infinite.
     """
 
     name: ClassVar[str] = "fuse-softplus"
     stage: ClassVar[str] = "fuse-portable"
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
+    needs: ClassVar[tuple[str, ...]] = ("shapes", "ranges")
 
     def pattern(self, op: PatternBuilder, x: Any) -> Any:
         stable = op.Log(op.Add(op.Exp(op.Neg(op.Abs(x))), 1.0, _as="add"))
@@ -82,8 +84,18 @@ class FuseSoftplus(RewritePass):
         small = m.root.op_type == "Log" and producer_is(m, x, "Neg") and producer_is(m, x.producer().inputs[0], "Abs")  # type: ignore[union-attr]
         m.require(not small, "this is the correction in the form that does not overflow")
         m.require(m.same_shape(x, m["add"].outputs[0]), "the constant changes the rank")
+        if m.root.op_type == "Log":
+            m.require(m.ctx.ranges.of(x).high <= _largest_exponent(m, x), "Exp may overflow, where Softplus is finite")
         m.supports("Softplus", like=x)
         return op.Softplus(x)
+
+
+def _largest_exponent(m: Match, x: ir.Value) -> float:
+    """Exp of less is finite in the type of x."""
+    import ml_dtypes
+    import numpy as np
+
+    return float(np.log(float(ml_dtypes.finfo(m.dtype(x).numpy()).max))) - 0.01  # type: ignore[no-untyped-call]
 
 
 class FuseLeakyRelu(NodePass):

@@ -17,6 +17,7 @@ from graphopt.ir import optable, sites
 from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.manager.base import Pass
 from graphopt.passes.quantize._half_constants import LARGEST
+from graphopt.passes.quantize._half_io import retype
 from graphopt.passes.quantize._half_plan import ALONE, READERS, Limits, Plan, is_float, make_plan
 from graphopt.passes.quantize._half_rewrite import Conversion
 
@@ -43,6 +44,12 @@ class ConvertHalf(Pass):
     keep: tuple[str, ...] = ()
     max: float = 0.0
     ranges: str | None = None
+    keep_io: bool = True
+
+    @property
+    def changes_interface(self) -> bool:  # type: ignore[override]
+        """Inputs and outputs keep their types unless `keep_io=false`."""
+        return not self.keep_io
 
     def check(self) -> None:
         if not 0 < self.max <= self.end:
@@ -59,16 +66,35 @@ class ConvertHalf(Pass):
         else:
             observed = _observe(model, ctx) if self._guards else {}
         self._check_keep(model, ctx)
-        limits = Limits(self.narrow, self.max, frozenset(self.keep), observed)
+        limits = Limits(self.narrow, self.max, frozenset(self.keep), observed, ends=not self.keep_io)
         plan = make_plan(model, ctx, limits)
         before = model_bytes(model)
         cut = [node.inputs[slot] for node, slot in plan.saturated if node.op_type != "Clip"]
         masks = {value.name: None for value in cut if value is not None}
+        ends = {str(value.name): None for value in plan.ends.narrow}
+        self._say_ends(ctx, plan)
         work = Conversion(ctx, limits, plan)
         try:
             work.go()
+            self._retype(model, ctx, list(ends))
         finally:
             self._report(ctx, plan, work.done, before - model_bytes(model), list(masks))
+
+    def _retype(self, model: ir.Model, ctx: Context, ends: list[str]) -> None:
+        """Change the interface, in one rewrite."""
+        from graphopt import ir
+
+        if not ends:
+            return
+        changed = model.clone()
+        retype(changed.graph, ends, ir.DataType[self.narrow], ctx.rewriter.fresh_name)
+        ctx.rewriter.replace_graph(changed)
+        for name in ends:
+            ctx.remarks.applied(self.name, name, "", f"{self.narrow.lower()} instead of float32")
+
+    def _say_ends(self, ctx: Context, plan: Plan) -> None:
+        for value, why in plan.ends.stay.items():
+            ctx.remarks.missed(self.name, str(value.name), "", f"stays float32: {why}")
 
     def _check_keep(self, model: ir.Model, ctx: Context) -> None:
         known = {ctx.rewriter.site(node) for node in sites.all_nodes(model)} if self.keep else set()

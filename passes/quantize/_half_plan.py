@@ -4,13 +4,14 @@
     plan.nodes          # to convert, in the order of the graph, subgraphs included
     plan.kept           # node -> why it stays in float32
     plan.saturated      # (node, slot) of constants that may be cut at the limit
+    plan.ends           # inputs and outputs of the model that become narrow, and why others do not
 
 Nothing is changed here. A value is narrow when its producer is in the plan; a border between both costs one Cast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,14 @@ class Limits:
         largest: magnitudes above it stay in float32.
         keep: op types and sites to leave alone.
         observed: [min, max] of values by name, as seen on data.
+        ends: whether inputs and outputs of the model become narrow too.
     """
 
     dtype: str
     largest: float
     keep: frozenset[str] = frozenset()
     observed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ends: bool = False
 
     @property
     def end(self) -> float:
@@ -60,12 +63,21 @@ class Limits:
 
 
 @dataclass
+class Ends:
+    """Float32 inputs and outputs of the model: those that become narrow, and why the others stay."""
+
+    narrow: dict[ir.Value, None] = field(default_factory=dict)
+    stay: dict[ir.Value, str] = field(default_factory=dict)
+
+
+@dataclass
 class Plan:
     """The decision for every node that has to do with float32."""
 
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     kept: dict[ir.Node, str] = field(default_factory=dict)
     saturated: dict[tuple[ir.Node, int], None] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
 
 
 def make_plan(model: ir.Model, ctx: Context, limits: Limits) -> Plan:
@@ -103,11 +115,17 @@ class _Planner:
         self._magnitudes: dict[ir.Value, float] = {}
 
     def go(self) -> Plan:
-        self._graph(self.model.graph)
-        order = list(_walk(self.model.graph))
+        ends, graph = self.plan.ends, self.model.graph
+        self._sort_ends(graph.inputs)
+        self._graph(graph)
+        self._sort_ends(graph.outputs)
+        order = list(_walk(graph))
         # What starts from constants alone (an embedding and its normalization) follows what it feeds.
         for node in reversed(order):
-            if node in self.neutral and any(use.node in self.plan.nodes for out in node.outputs for use in out.uses()):
+            users = {use.node for out in node.outputs for use in out.uses()}
+            if node in self.neutral and (
+                not users.isdisjoint(self.plan.nodes) or not ends.narrow.keys().isdisjoint(node.outputs)
+            ):
                 self.plan.nodes[node] = None
             elif node in self.neutral:
                 self.plan.kept[node] = ALONE
@@ -118,6 +136,21 @@ class _Planner:
                 del self.plan.kept[node]
         self.plan.nodes = {node: None for node in order if node in self.plan.nodes}
         return self.plan
+
+    def _sort_ends(self, values: Iterable[ir.Value]) -> None:
+        """Which of the model's inputs or outputs become narrow."""
+        for value in values if self.limits.ends else ():
+            if not is_float(value):
+                continue
+            why = self.large.get(value) or self.tiny.get(value) or self._reached(value)
+            if value.is_graph_input() and value.is_graph_output():
+                why = "it is an input and an output"
+            elif const_tensor(value) is not None:
+                why = "it is a constant"
+            if why is None:
+                self.plan.ends.narrow[value] = None
+            else:
+                self.plan.ends.stay[value] = why
 
     def _graph(self, graph: ir.Graph) -> None:
         for node in graph:
@@ -179,7 +212,9 @@ class _Planner:
         return any(self._is_half(value) for value in varying)
 
     def _is_half(self, value: ir.Value | None) -> bool:
-        return value is not None and value.producer() in self.plan.nodes
+        if value is None:
+            return False
+        return value.producer() in self.plan.nodes or (value.is_graph_input() and value in self.plan.ends.narrow)
 
     def _is_neutral(self, value: ir.Value | None) -> bool:
         return const_tensor(value) is not None or (value is not None and value.producer() in self.neutral)
@@ -228,11 +263,10 @@ class _Planner:
 
     def _too_large(self, node: ir.Node) -> str | None:
         """A reason that the numbers give."""
-        limit = self.limits.largest
         for value in (*node.inputs, *node.outputs):
-            seen = self.limits.observed.get(value.name or "") if is_float(value) and value is not None else None
-            if seen is not None and max(map(abs, seen)) > limit:
-                return f"{value.name!r} reached {max(seen, key=abs):.4g} on the data" if value is not None else None
+            why = self._reached(value)
+            if why is not None:
+                return why
         for slot, value in enumerate(node.inputs):
             if value is None or not is_float(value):
                 continue
@@ -244,6 +278,15 @@ class _Planner:
             if why is not None:
                 return why
         return None
+
+    def _reached(self, value: ir.Value | None) -> str | None:
+        """That the data went beyond the limit."""
+        if value is None or not is_float(value):
+            return None
+        seen = self.limits.observed.get(value.name or "")
+        if seen is None or max(map(abs, seen)) <= self.limits.largest:
+            return None
+        return f"{value.name!r} reached {max(seen, key=abs):.4g} on the data"
 
     def _bad_constant(self, node: ir.Node, slot: int, value: ir.Value) -> str | None:
         if const_tensor(value) is None or (node, slot) in self.plan.saturated:

@@ -20,8 +20,9 @@ class ConvertBFloat16(ConvertHalf):
         keep: op types or sites (`scope/node`) that stay in float32.
         max: the largest magnitude that may become bfloat16.
         ranges: JSON file {value name: [min, max]} of values as observed on data; nodes beyond `max` stay in float32.
+        keep_io: false makes inputs and outputs of the model bfloat16 too, under the same names. The interface changes.
 
-    As convert-float16: inputs and outputs of the model and of subgraphs stay as they are, and so do quantized groups,
+    As convert-float16: inputs and outputs of subgraphs stay as they are, and so do quantized groups,
     bodies of functions, what eight bits of precision are too few for, and ops that schema or target do not offer in
     bfloat16; a target that does not multiply in bfloat16 is left with the model as it is. Nothing overflows but what
     is beyond 3.39e38.

@@ -21,8 +21,10 @@ class ConvertFloat16(ConvertHalf):
         max: the largest magnitude that may become float16.
         ranges: JSON file {value name: [min, max]} of values as observed on data; nodes beyond `max` stay in float32.
             Without it and with calibration data, the values of the main graph are observed on that.
+        keep_io: false makes inputs and outputs of the model float16 too, under the same names; those that the data or
+            constants show to be out of range stay. The interface changes.
 
-    Inputs and outputs of the model, of subgraphs and bodies of functions stay as they are; so do quantized groups, ops
+    Inputs and outputs of subgraphs and bodies of functions stay as they are; so do quantized groups, ops
     that overflow by nature, ops that schema or target do not offer in float16, and ops whose constants overflow or
     vanish. Without data only constants are guarded against overflow, not activations.
 

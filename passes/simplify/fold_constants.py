@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.analysis.shapes import MAX_VALUES
 from graphopt.errors import GraphoptError
+from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
 from graphopt.ir.sites import scopes
@@ -222,7 +223,12 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
             wanted = out.uses() or out.is_graph_output()
             new.append(builder.const(results[out], str(out.name)) if wanted else None)
             learned = learned or bool(wanted and _is_news(out, results[out], ctx))
-        rewriter.replace(node, new, builder)
+        try:
+            rewriter.replace(node, new, builder)
+        except NoMatch as why:  # what the runtime made is not what shape analysis says
+            builder.discard()
+            ctx.remarks.missed(item.name, site, op, str(why))
+            continue
         for out, value in zip(node.outputs, new, strict=True):
             if value is not None and not out.is_graph_output() and node.graph is None and out.name:
                 # The initializer is what the node's output was: it goes by the same name.

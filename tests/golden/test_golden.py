@@ -10,6 +10,7 @@ A file is `<pass-name>.txt`:
     ### expected
     model (opset ...                                        as graphopt.ir.text.to_text prints it
     ## title of a case that must not change
+    # pipeline: ...                                         only where this case has one of its own
     ### before
     ...
     ### unchanged: part of a missed-remark's reason         empty when the rule makes no remark there
@@ -83,6 +84,8 @@ def _case(path: Path, pipeline: str, block: str) -> Case:
     parts = re.split(r"^### (.*)$", rest, flags=re.MULTILINE)
     where = f"{path.name}, case {title!r}"
     assert len(parts) == 5 and parts[1] == "before", f"{where}: wants ### before, then ### expected or ### unchanged"
+    own = re.search(r"^# pipeline: (.+)$", parts[0], flags=re.MULTILINE)
+    pipeline = own[1].strip() if own else pipeline
     before, kind, after = parts[2], parts[3], parts[4]
     if kind.startswith("unchanged:"):
         return Case(path, pipeline, title, before, None, kind.removeprefix("unchanged:").strip())
@@ -108,8 +111,10 @@ def test_case(case: Case, update_golden: bool, run_model: Any, evaluate: Any, di
     applied = result.effects()
     assert applied.get(case.path.stem), f"{case.path.stem} applied nothing: {_reasons(result)}"
     for inputs in _feeds(before, special=_exact(pipeline)):
-        want, got = run_model(before, inputs), run_model(model, inputs)
+        want, got = run_model(before, inputs), run_model(model, _typed(inputs, model))
         assert list(got) == list(want)
+        if any(item.changes_interface for item in pipeline.passes()):
+            got = {name: value.astype(want[name].dtype) for name, value in got.items()}
         for name in want:
             gap = difference(want[name], got[name])
             assert gap <= (case.loss or _limit(pipeline)), f"output {name!r} differs by {gap:.3g}"
@@ -176,6 +181,12 @@ def _feed(value: Any, known: dict[str, int], other: int) -> Any:
     if value.dtype.is_floating_point():
         return random.standard_normal(shape).astype(value.dtype.numpy())
     return random.integers(0, 2, shape).astype(value.dtype.numpy())
+
+
+def _typed(feeds: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The feeds in the types that the model has now."""
+    types = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
+    return {name: value.astype(types.get(name, value.dtype)) for name, value in feeds.items()}
 
 
 def _with_specials(array: Any) -> Any:

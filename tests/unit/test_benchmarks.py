@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # the figures are scripts of the checkout, not part of the package
 
-from benchmarks import faults, latency, nodes, opt_time, peers, scale, zoo  # noqa: E402
+from benchmarks import faults, latency, nodes, opt_time, peers, random_graphs, scale, zoo  # noqa: E402
 from benchmarks.figure import Figure, Table, pick  # noqa: E402
 
 
@@ -235,3 +236,41 @@ def test_plugin_has_the_planted_faults_and_joins_no_level() -> None:
     found = planted()
     assert set(found) == set(faults.PLANTED)
     assert {cls.level for cls in found.values()} == {None}
+
+
+class _SilentProcess(random_graphs.Worker):
+    """A worker whose process says only what the test sends through `there`."""
+
+    exitcode = 0
+
+    def _start(self) -> None:
+        self.pipe, self.there = multiprocessing.Pipe()
+        self.process = self  # type: ignore[assignment]
+
+    def kill(self) -> None:
+        pass
+
+    def join(self, seconds: float) -> None:
+        pass
+
+
+def test_a_silent_worker_hangs_and_a_paused_run_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = iter(range(0, 3600 * 1000, 3600))  # an hour passes between two looks
+    monkeypatch.setattr(random_graphs.time, "monotonic", lambda: next(hours))
+    monkeypatch.setattr(random_graphs, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(random_graphs, "Worker", _SilentProcess)
+    monkeypatch.setitem(random_graphs._HANG_SECONDS, "mutants", 0.05)
+    assert list(random_graphs.spread(["a rule"], "mutants", 1)) == [("a rule", None, "no answer in 0 s")]
+    assert next(hours) > 3 * 3600  # two looks are not enough: what lies between them counts for 0.02 s
+
+
+def test_a_worker_that_dies_of_the_graph_as_it_was_made_refuses_it() -> None:
+    worker = _SilentProcess("seeds")
+    worker.give(7)
+    worker.there.close()
+    assert worker.hear() == (7, {"refused": "the process died with status 0", "problems": ()}, "")
+    worker.give(8)
+    worker.there.send(None)
+    assert worker.hear() is None
+    worker.there.close()
+    assert worker.hear() == (8, None, "the process died with status 0")

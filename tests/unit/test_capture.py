@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,16 @@ def test_a_truncated_model(tmp_path: Path) -> None:
     assert "truncated" in refused(written(tmp_path, data[: len(data) // 2]))
 
 
-def test_missing_unreadable_and_folder(tmp_path: Path) -> None:
+def test_missing_unreadable_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no such file" in refused(tmp_path / "absent.onnx")
     assert "is a folder" in refused(tmp_path)
+    path = written(tmp_path, model())
+
+    def denied(self: Path) -> bytes:  # a mode that forbids reading does not stop root
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert f"{path}: Permission denied" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,10 @@ def test_missing_unreadable_and_folder(tmp_path: Path) -> None:
             ],
             "cycle",
         ),
-        ([helper.make_node("Relu", ["x"], ["y"], name="p"), helper.make_node("Neg", ["x"], ["y"], name="q")], "y"),
+        (
+            [helper.make_node("Relu", ["x"], ["y"], name="p"), helper.make_node("Neg", ["x"], ["y"], name="q")],
+            "'y' is redeclared",
+        ),
         (
             [helper.make_node("Thing", ["x"], ["y"], name="r", domain="my.ops")],
             "'my.ops', which the model does not import",

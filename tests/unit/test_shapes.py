@@ -73,6 +73,25 @@ def test_gather_slice_arithmetic_and_scalars() -> None:
     assert shapes.ints(_value(model, "c")) == (6,) and shapes.ints(_value(model, "y")) is None
 
 
+@pytest.mark.parametrize(
+    ("type_", "a", "op", "b"),
+    [
+        ("int32", 2147483647, "Add", 1),
+        ("int64", 9223372036854775807, "Mul", 2),
+        ("int64", -9223372036854775808, "Div", -1),
+        ("uint8", 3, "Sub", 5),
+    ],
+)
+def test_integers_that_wrap_around_are_not_known(type_: str, a: int, op: str, b: int) -> None:
+    constants = f"<{type_} a = {{{a}}}, {type_} b = {{{b}}}, {type_} one = {{1}}>"
+    model, shapes = _infer(f"""g ({type_} x) => ({type_} y) {constants} {{
+        wrapped = {op} (a, b)
+        plain = {op} (a, one)
+        y = Max (x, wrapped, plain) }}""")
+    assert shapes.ints(_value(model, "wrapped")) is None
+    assert (shapes.ints(_value(model, "plain")) is None) == (op == "Add")
+
+
 def test_where_of_equal_picks_what_is_provable() -> None:
     """torch writes Expand targets as Where(shape == -1, ones, shape)."""
     model, shapes = _infer("""g (float[N, 1] x) => (float[A, B] y) {

@@ -244,6 +244,20 @@ def test_custom_ops_are_opaque() -> None:
     assert not result.rewrites
 
 
+def test_what_contradicts_shape_analysis_stays(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.analysis.shape_rules import RULES
+
+    monkeypatch.delitem(RULES, "MelWeightMatrix")  # the package then says [8, 16]
+    model = _model(
+        "g () => (float[9, 8] y) <int64 bands = {8}, int64 length = {16}, int64 rate = {8192}, float low = {0}, "
+        "float high = {4096}> { y = MelWeightMatrix(bands, length, rate, low, high) }"
+    )
+    result = _run(model, "fold-constants", evaluate=evaluate)
+    assert _ops(model) == ["MelWeightMatrix"] and not result.rewrites
+    reasons = [remark.reason for remark in result.ctx.remarks if remark.status == "missed"]
+    assert reasons == ["would change the shape of 'y' from [8,16] to [9,8]"]
+
+
 def test_nan_payloads_are_different_constants() -> None:
     import onnx_ir as ir
 
