@@ -160,19 +160,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             else None
         )
         errors = compile_all([job for listed in jobs.values() for job in listed])
-    done = {short: [job for job in listed if not errors[job]] for short, listed in jobs.items()}
+    if cases is not None:
+        checks.add(*cases.result())
     for short, listed in jobs.items():
         for job in listed:
             if errors[job]:
                 checks.add(f"compile, {short}", job.label, "failed", errors[job])
-            elif short == "TVM":
-                gpu_tvm.check_model(checks.add, job, options.emulate)
-            else:
-                say(f"{job.label} with {short} ...")
-                check_model(checks, job, short, options.seconds)
+    done = {short: [job for job in listed if not errors[job]] for short, listed in jobs.items()}
+    for job in done.get("TVM", ()):
+        gpu_tvm.check_model(checks.add, job, options.emulate)
     gpu_tvm.time_models(checks.add, done.get("TVM", ()), options.seconds)
-    if cases is not None:
-        checks.add(*cases.result())
+    for short in TARGETS:
+        for job in done.get(short, ()):
+            say(f"{job.label} with {short} ...")
+            check_model(checks, job, short, options.seconds)
     figure.tables.append(checks.table)
     not_run = sum(row[2] == "not run" for row in checks.table.rows)
     if not_run:
