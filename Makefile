@@ -7,7 +7,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
-FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy saturation four_bits ablation calibration tvm_zoo tvm_conformance tvm_random tvm_layers tvm_int8 tvm_binary tvm_latency backends
+FIGURES := nodes opt_time latency conformance random_graphs scale faults quant_accuracy saturation four_bits ablation calibration tvm_zoo tvm_conformance tvm_random tvm_layers tvm_int8 tvm_binary tvm_latency backends gpu_tiles
 
 .PHONY: help setup setup-torch setup-tvm try test test-torch test-tvm test-slow lint check figures peers clean
 

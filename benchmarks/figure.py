@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "figures"
@@ -85,6 +87,18 @@ class Figure:
         return 1 if self.missed else 0
 
 
+def save_part(figure: str, part: str, values: Mapping[str, Any]) -> None:
+    """Keep one part of a long measurement as docs/figures/<figure>/<part>.json, from which the page can be made."""
+    path = PAGES / figure / f"{part}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def load_parts(figure: str) -> dict[str, Any]:
+    """Every part of a figure that was saved, by its name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (PAGES / figure).glob("*.json")}
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that all figures have."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
@@ -123,9 +137,10 @@ def command_line() -> str:
 
 
 def provenance() -> str:
-    """Date, commit and machine, for the line under a figure's title."""
+    """Date, commit and machine, for the line under a figure's title; what figures wrote is no local change."""
     commit = _git("rev-parse", "--short", "HEAD") or "an unknown commit"
-    changed = " with local changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    state = _git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/figures")
+    changed = " with local changes" if state else ""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return f"on {today} at {commit}{changed}, {machine}"

@@ -7,14 +7,16 @@ compute and says nothing of speed.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from benchmarks.figure import say
+from benchmarks.gpu_jobs import Job, processes
+from benchmarks.tvm_worker import Worker, race
 from graphopt.errors import GraphoptError
 from graphopt.targets.tvm.gpu.driver import first_gpu
 from graphopt.targets.tvm.target import Arch
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 Result = Literal["passed", "failed", "not run"]
 Add = Callable[[str, str, Result, str], None]
-PROCESSES = 8
-"""At most so many node cases are compiled at the same time."""
+COMPILED = ("resnet18-export", "resnet50-export", "mobilenet-v2-export", "minilm-l6-export", "vit-b16-export")
+"""Models that torch.compile is timed on too; compiling all of them takes longer than everything else here."""
+HALVES = ("resnet18-export", "resnet50-export", "minilm-l6-export", "vit-b16-export")
+"""Models that are compiled with `--precision fp16` too."""
 
 
 def why_not() -> str:
@@ -57,34 +61,24 @@ def target(emulate: bool) -> str:
     return f"tvm{{device=cuda arch={arch()} fallback=onnxruntime{emulator}}}"
 
 
-def check_model(add: Add, name: str, path: Path, folder: Path, seconds: float, emulate: bool) -> None:
-    """Compile a model; where it can run, judge it, and on a GPU time it."""
-    from benchmarks.latency import SHAPES, request
-    from graphopt import driver
+def jobs(files: Sequence[tuple[str, Path]], folder: Path, emulate: bool) -> list[Job]:
+    """Each model as it is, and some of them in half precision too."""
+    aim = target(emulate)
+    plain = [Job(name, path, aim, folder / f"{name}-tvm") for name, path in files]
+    halves = [Job(name, path, aim, folder / f"{name}-tvm-fp16", "fp16") for name, path in files if name in HALVES]
+    return plain + halves
 
-    short = Path(name).stem if name.endswith(".onnx") else name
-    shapes = SHAPES.get(short, {})
-    try:
-        options = driver.Options(repro=None, input_shapes=shapes)
-        artifact = driver.compile(path, target(emulate), folder / f"{short}-tvm", options)
-    except GraphoptError as error:
-        add("compile, TVM", short, "failed", str(error))
-        return
-    add("compile, TVM", short, "passed", compiled(artifact))
+
+def check_model(add: Add, job: Job, emulate: bool) -> None:
+    """The verdict on one compiled model."""
+    from graphopt.artifact import load
+
+    artifact, name = load(job.folder), job.label
+    add("compile, TVM", name, "passed", compiled(artifact))
     verdict = artifact.report["numerics"]
     known: dict[str, Result] = {"passed": "passed", "failed": "failed"}
     where = " in emulation" if emulate else ""
-    add(
-        f"numerics, TVM{where}", short, known.get(verdict["status"], "not run"), verdict["reason"] or "as the reference"
-    )
-    missing = first_gpu()
-    if isinstance(missing, str):
-        add("latency, TVM", short, "not run", missing)
-        return
-    try:
-        add("latency, TVM", short, *latency(short, path, artifact, request(path, shapes), folder, seconds))
-    except (GraphoptError, RuntimeError) as error:
-        add("latency, TVM", short, "failed", str(error))
+    add(f"numerics, TVM{where}", name, known.get(verdict["status"], "not run"), verdict["reason"] or "as the reference")
 
 
 def compiled(artifact: Artifact) -> str:
@@ -101,49 +95,85 @@ def compiled(artifact: Artifact) -> str:
     )
 
 
-def latency(
-    name: str, path: Path, artifact: Artifact, feeds: dict[str, Any], folder: Path, seconds: float
-) -> tuple[Result, str]:
-    """Median milliseconds of ours, ONNX Runtime's CUDA provider and torch.compile, taking turns."""
-    from benchmarks.tvm_worker import Worker, race
-    from graphopt.models.registry import MODELS
+def time_models(add: Add, jobs: Sequence[Job], seconds: float) -> None:
+    """Median milliseconds of ours, ours again, ONNX Runtime's CUDA provider and torch.compile, taking turns.
 
-    if artifact.main.suffix != ".so":
-        return "not run", "the model has parts in ONNX Runtime"
-    np.savez(folder / f"{name}.npz", **feeds)
-    workers = {"ours": Worker("gpu", 0, artifact.main, folder / f"{name}.npz")}
-    if "CUDAExecutionProvider" in _providers():
-        workers["ONNX Runtime"] = Worker("ort-gpu", 0, path, folder / f"{name}.npz")
-    if _torch_has_cuda() and name in MODELS and MODELS[name].kind == "built":
-        workers["torch.compile"] = Worker("torch-gpu", 0, Path(name), folder / f"{name}.npz")
+    All runtimes of all models are opened first, at the same time: torch.compile takes long, and not on the GPU.
+    """
+    missing = first_gpu()
+    if isinstance(missing, str):
+        for job in jobs:
+            add("latency, TVM", job.label, "not run", missing)
+        return
+    opened = {job: _workers(job) for job in jobs}
+    say("opening runtimes ...")
     try:
-        blocks = race(workers, seconds * len(workers))
+        dead = {job: _first_dead(workers) for job, workers in opened.items()}
+        for job, workers in opened.items():
+            say(f"timing {job.label} ...")
+            if not workers:
+                add("latency, TVM", job.label, "not run", "the model has parts in ONNX Runtime")
+            elif dead[job]:
+                add("latency, TVM", job.label, "failed", dead[job])
+            else:
+                add("latency, TVM", job.label, "passed", _raced(workers, seconds))
     finally:
-        for worker in workers.values():
-            worker.close()
+        for workers in opened.values():
+            for worker in workers.values():
+                worker.close()
+
+
+def _workers(job: Job) -> dict[str, Worker]:
+    """The runtimes that run a model here; none when TVM does not run all of it."""
+    from benchmarks.latency import SHAPES, request
+    from graphopt.artifact import load
+
+    artifact = load(job.folder)
+    if artifact.main.suffix != ".so":
+        return {}
+    stored = job.folder.with_suffix(".npz")
+    np.savez(stored, **request(job.path, SHAPES.get(job.name, {})))
+    out = {"ours": Worker("gpu", 0, artifact.main, stored), "ours again": Worker("gpu", 0, artifact.main, stored)}
+    if "CUDAExecutionProvider" in _providers():
+        out["ONNX Runtime"] = Worker("ort-gpu", 0, artifact.model if job.precision else job.path, stored)
+    if job.name in COMPILED and _torch_has_cuda():
+        out["torch.compile"] = Worker("torch-gpu-half" if job.precision else "torch-gpu", 0, Path(job.name), stored)
+    return out
+
+
+def _first_dead(workers: dict[str, Worker]) -> str:
+    """Wait until all have run once; which one did not, '' when all did."""
+    for name, worker in workers.items():
+        try:
+            worker.time(1)
+        except RuntimeError as error:
+            return f"{name}: {error}"
+    return ""
+
+
+def _raced(workers: dict[str, Worker], seconds: float) -> str:
+    blocks = {who: np.array(times) for who, times in race(workers, seconds * len(workers)).items()}
     told = [f"{who} {1e3 * float(np.median(times)):.3f} ms" for who, times in blocks.items()]
-    ours = np.array(blocks["ours"])
+    ours = blocks["ours"]
     told += [f"ours/{who} {float(np.median(ours / times)):.3f}" for who, times in blocks.items() if who != "ours"]
-    return "passed", ", ".join(told)
+    return ", ".join(told)
 
 
-def check_cases(add: Add, every: int, emulate: bool) -> None:
-    """Every so many node cases, on the GPU or in emulation."""
+def check_cases(every: int, emulate: bool) -> tuple[str, str, Result, str]:
+    """A row about every so many node cases, on the GPU or in emulation."""
     from benchmarks.tvm_conformance import MIN_PASSED, measure
 
-    name = f"every {every}th node case" if every > 1 else "all node cases"
+    check, name = "node cases, TVM", f"every {every}th node case" if every > 1 else "all node cases"
     missing = first_gpu()
     if isinstance(missing, str) and not emulate:
-        add("node cases, TVM", name, "not run", missing)
-        return
-    processes = max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 2))
-    outcomes = list(measure(every, "emulated" if emulate else "cuda", processes))
+        return check, name, "not run", missing
+    outcomes = list(measure(every, "emulated" if emulate else "cuda", processes()))
     counts = Counter(outcome.status for outcome in outcomes)
     bad = [f"{item.case}: {item.reason}" for item in outcomes if item.status not in ("passed", "refused")]
     taken = len(outcomes) - counts["refused"]
     right = counts["passed"] >= MIN_PASSED * taken and not counts["crashed"]
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    add("node cases, TVM", name, "passed" if right else "failed", "; ".join((told, *bad[:5])))
+    return check, name, "passed" if right else "failed", "; ".join((told, *bad[:5]))
 
 
 def _providers() -> list[str]:

@@ -2,7 +2,9 @@
 
     python -m benchmarks.quant_accuracy [--tasks A,B] [--peers X,Y] [--calibration N] [--samples N] [--keep]
 
-Same float file, calibration file, held-out samples and runtime for all; intervals are paired over the samples.
+Same float file, calibration file, held-out samples and runtime for all; intervals are paired over the samples. Each
+finished task is kept in docs/figures/quant-accuracy, and the page is made of all that are there: `--tasks` measures
+some anew.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figure import Figure, Table, arguments, pick, say
-from benchmarks.latency import DISTURBED, opener
+from benchmarks.figure import Figure, Table, arguments, load_parts, pick, provenance, save_part, say
+from benchmarks.latency import DISTURBED, geometric_mean, opener
 from benchmarks.quant import quantizers, tasks
 from benchmarks.quant.executed import Executed, executed
 from benchmarks.quant.intervals import paired_difference
+from benchmarks.quant.outcomes import Latency, Outcome, Ran
 from benchmarks.quant.quantizers import OURS, OURS_INT8, OWN, Made, place_of, quantize
 from benchmarks.quant.task import Task, read, write
 
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
 
     from graphopt.timing import BenchRow
 
-# The bars: our metric over float's on every task, and on half of them.
+NAME = "quant-accuracy"
+# The bars: our metric over float's on every task, and on half of them; latency over float's of what is shipped.
 MIN_SHARE, MIN_SHARE_OF_HALF = 0.99, 0.999
+MAX_LATENCY = 1.0
 CALIBRATION = 256
 SECONDS = 3.0
 NOT_THERE = "not there"
@@ -46,29 +51,6 @@ class Result:
     @property
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.made.path.parent.glob(self.made.path.name + "*"))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One task: the float model's scores, and each tool's result."""
-
-    task: Task
-    scores: dict[str, np.ndarray]
-    tools: dict[str, Result]
-    float_rows: tuple[BenchRow, ...]
-
-    @property
-    def main(self) -> np.ndarray:
-        return self.scores[self.task.metric]
-
-    def share(self, tool: str) -> float:
-        """A tool's metric over float's."""
-        return float(self.tools[tool].scores[self.task.metric].mean() / self.main.mean())
-
-    def best_peer(self) -> str | None:
-        """The peer with the highest metric; None when none has a model."""
-        good = {name: result for name, result in self.tools.items() if name not in OWN and not result.error}
-        return max(good, key=lambda name: good[name].scores[self.task.metric].mean(), default=None)
 
 
 def make(task: Task, name: str, calibration: Path, folder: Path, *, keep: bool) -> Made:
@@ -99,10 +81,11 @@ def score(task: Task, path: Path, samples: int | None) -> dict[str, np.ndarray]:
     return values
 
 
-def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> Measured:
+def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> Outcome:
     """Quantize with every tool, score, count, and time all of them together."""
     from graphopt.errors import GraphoptError
 
+    made_at = provenance()
     calibration = task.calibration_of(options.calibration)
     place = options.folder / "quant" / task.name
     found: dict[str, Result] = {}
@@ -121,7 +104,7 @@ def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> Me
     rows = time_all(task, [result.made.path for result in good], options.seconds)
     for result, row in zip(good, rows[2:], strict=True):
         result.latency = row
-    return Measured(task, base, found, rows[:2])
+    return summary(task, base, found, rows[:2], made_at)
 
 
 def time_all(task: Task, paths: Sequence[Path], seconds: float) -> tuple[BenchRow, ...]:
@@ -133,6 +116,50 @@ def time_all(task: Task, paths: Sequence[Path], seconds: float) -> tuple[BenchRo
     if abs(report.rows[1].ratio - 1) > DISTURBED:
         report = bench([task.model, *paths], task.feeds(0, 1), opener, plan)
     return report.rows
+
+
+def summary(
+    task: Task, base: Mapping[str, np.ndarray], found: Mapping[str, Result], rows: Sequence[BenchRow], made_at: str
+) -> Outcome:
+    """What is kept: `base` are float's scores, `rows` its two rows of timing."""
+
+    def main(name: str) -> np.ndarray:
+        return found[name].scores[task.metric]
+
+    good = [name for name, result in found.items() if not result.error]
+    best = max((name for name in good if name not in OWN), key=lambda name: main(name).mean(), default=None)
+    tools: dict[str, Ran | str] = {}
+    for name, result in found.items():
+        if result.executed is None or result.latency is None:
+            tools[name] = result.error
+            continue
+        tools[name] = Ran(
+            metrics=_means(result.scores),
+            from_float={metric: paired_difference(scores, base[metric]) for metric, scores in result.scores.items()},
+            from_best=paired_difference(main(name), main(best)) if name in OWN and best is not None else None,
+            executed=result.executed,
+            latency=Latency(result.latency.ratio, result.latency.ratio_low, result.latency.ratio_high),
+            bytes=result.bytes,
+            seconds=result.made.seconds,
+            peak=result.made.peak,
+        )
+    return Outcome(
+        task=task.name,
+        version=task.spec.version,
+        metric=task.metric,
+        samples=len(base[task.metric]),
+        provenance=made_at,
+        metrics=_means(base),
+        ms=rows[0].median_ms,
+        again=rows[1].ratio,
+        bytes=task.model.stat().st_size,
+        best_peer=best,
+        tools=tools,
+    )
+
+
+def _means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {metric: float(values.mean()) for metric, values in scores.items()}
 
 
 COLUMNS = (
@@ -150,77 +177,131 @@ COLUMNS = (
 )
 
 
-def add_rows(table: Table, measured: Measured) -> None:
+def add_rows(table: Table, outcome: Outcome) -> None:
     """The float row, then one row per tool."""
-    task, (first, again) = measured.task, measured.float_rows
-    size = task.model.stat().st_size
-    name = f"float, {task.metric} of {len(measured.main)}"
-    aa = f"A/A {again.ratio:.3f}; {first.median_ms:.2f} ms"
-    table.add(task.name, name, percent(measured.main), "", "", "", "", aa, f"{size / 1e6:.2f}", "", "")
-    for tool, result in measured.tools.items():
-        if result.error or result.executed is None or result.latency is None:
-            table.add(task.name, tool, result.error, *["-"] * (len(COLUMNS) - 3))
+    name = f"float, {outcome.metric} of {outcome.samples}"
+    aa = f"A/A {outcome.again:.3f}; {outcome.ms:.2f} ms"
+    value = percent(outcome.metrics[outcome.metric])
+    table.add(outcome.task, name, value, "", "", "", "", aa, f"{outcome.bytes / 1e6:.2f}", "", "")
+    for tool, ran in outcome.tools.items():
+        if isinstance(ran, str):
+            table.add(outcome.task, tool, ran, *["-"] * (len(COLUMNS) - 3))
             continue
-        ran, time, scores = result.executed, result.latency, result.scores[task.metric]
         table.add(
-            task.name,
+            outcome.task,
             tool,
-            percent(scores),
-            paired_difference(scores, measured.main),
-            f"{measured.share(tool):.4f}",
-            f"{ran.integer} of {ran.nodes}",
-            f"{ran.heavy_integer} of {ran.heavy}",
-            f"{time.ratio:.3f} ({time.ratio_low:.3f} to {time.ratio_high:.3f})",
-            f"{result.bytes / 1e6:.2f}",
-            f"{result.made.seconds:.1f}" if result.made.seconds else "kept",
-            f"{result.made.peak / 1e6:.0f}" if result.made.peak else "kept",
+            percent(ran.metrics[outcome.metric]),
+            ran.from_float[outcome.metric],
+            f"{outcome.share(tool):.4f}",
+            f"{ran.executed.integer} of {ran.executed.nodes}",
+            f"{ran.executed.heavy_integer} of {ran.executed.heavy}",
+            ran.latency,
+            f"{ran.bytes / 1e6:.2f}",
+            f"{ran.seconds:.1f}" if ran.seconds else "kept",
+            f"{ran.peak / 1e6:.0f}" if ran.peak else "kept",
         )
 
 
-def percent(scores: np.ndarray) -> str:
-    return f"{100 * float(scores.mean()):.2f} %"
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
-def other_metrics(all_measured: Sequence[Measured]) -> Table:
+def other_metrics(outcomes: Sequence[Outcome]) -> Table:
     """The metrics that do not count."""
     table = Table(("task", "metric", "model", "value", "difference from float (95 %)"), "Other metrics", 3)
-    for measured in all_measured:
-        for metric in list(measured.scores)[1:]:
-            base = measured.scores[metric]
-            table.add(measured.task.name, metric, "float", percent(base), "")
-            for tool, result in measured.tools.items():
-                if not result.error:
-                    values = result.scores[metric]
-                    table.add(measured.task.name, metric, tool, percent(values), paired_difference(values, base))
+    for outcome in outcomes:
+        for metric in [name for name in outcome.metrics if name != outcome.metric]:
+            table.add(outcome.task, metric, "float", percent(outcome.metrics[metric]), "")
+            for tool, ran in outcome.ran.items():
+                table.add(outcome.task, metric, tool, percent(ran.metrics[metric]), ran.from_float[metric])
     return table
 
 
-def judge(figure: Figure, all_measured: Sequence[Measured]) -> None:
-    """Hold both rows of graphopt to the bars, on the tasks that were measured."""
+def judge(figure: Figure, outcomes: Sequence[Outcome]) -> None:
+    """Hold both rows of graphopt to the bars of accuracy, on the tasks that were measured."""
     for tool in OWN:
         close = 0
-        for measured in all_measured:
-            name, ours = f"{measured.task.name}: {tool}", measured.tools[tool]
-            if not figure.require(not ours.error, f"{name}: {ours.error}"):
+        for outcome in outcomes:
+            name, ours = f"{outcome.task}: {tool}", outcome.tools[tool]
+            if isinstance(ours, str):
+                figure.require(False, f"{name}: {ours}")
                 continue
-            share = measured.share(tool)
+            share = outcome.share(tool)
             close += share >= MIN_SHARE_OF_HALF
             figure.require(share >= MIN_SHARE, f"{name}: {share:.4f} of float")
-            best = measured.best_peer()
-            if best is not None:
-                metric = measured.task.metric
-                change = paired_difference(ours.scores[metric], measured.tools[best].scores[metric])
-                figure.require(change.high >= 0, f"{name}: {change} points against {best}")
-        half = f"{tool}: {close} of {len(all_measured)} tasks at {MIN_SHARE_OF_HALF:g} of float or more"
-        figure.require(2 * close >= len(all_measured), half)
+            if ours.from_best is not None:
+                behind = f"{name}: {ours.from_best} points against {outcome.best_peer}"
+                figure.require(ours.from_best.high >= 0, behind)
+        half = f"{tool}: {close} of {len(outcomes)} tasks at {MIN_SHARE_OF_HALF:g} of float or more"
+        figure.require(2 * close >= len(outcomes), half)
+
+
+def judge_latency(figure: Figure, outcomes: Sequence[Outcome]) -> Table:
+    """Hold what is shipped to the bars of latency; the table has the geometric means.
+
+    A peer is compared with ours on the tasks where it keeps the accuracy that ours has to keep.
+    """
+    ours = {outcome.task: outcome.ran[OURS].latency for outcome in outcomes if OURS in outcome.ran}
+    for task, latency in ours.items():
+        figure.require(latency.low <= MAX_LATENCY, f"{task}: {OURS} takes {latency} of float's time")
+    columns = ("tool", f"tasks at {MIN_SHARE:g} of float", "latency over float", f"{OURS} on the same tasks")
+    table = Table(columns, "Geometric means of the latency over float's")
+    mean = geometric_mean([latency.ratio for latency in ours.values()]) if ours else None
+    at_gate = sum(outcome.share(OURS) >= MIN_SHARE for outcome in outcomes if OURS in outcome.ran)
+    shown = "-" if mean is None else f"{mean:.3f}"
+    table.add(OURS, f"{at_gate} of {len(outcomes)}", shown, shown)
+    for peer in dict.fromkeys(name for outcome in outcomes for name in outcome.peers):
+        kept = [o for o in outcomes if peer in o.peers and o.share(peer) >= MIN_SHARE and o.task in ours]
+        if not kept:
+            table.add(peer, f"0 of {len(outcomes)}", "-", "-")
+            continue
+        theirs = geometric_mean([outcome.peers[peer].latency.ratio for outcome in kept])
+        mean = geometric_mean([ours[outcome.task].ratio for outcome in kept])
+        table.add(peer, f"{len(kept)} of {len(outcomes)}", f"{theirs:.3f}", f"{mean:.3f}")
+        figure.require(mean <= theirs, f"{OURS}: {mean:.3f} of float's time, {peer} {theirs:.3f} on the same tasks")
+    return table
+
+
+def page(figure: Figure, outcomes: Sequence[Outcome]) -> None:
+    """Fill the page, and hold it to the bars."""
+    table = Table(COLUMNS, words=2)
+    for outcome in outcomes:
+        add_rows(table, outcome)
+    figure.tables += [table, judge_latency(figure, outcomes)]
+    others = other_metrics(outcomes)
+    figure.tables += [others] if others.rows else []
+    measured = Table(("task", "measured"), "Measurements", 2)
+    for outcome in outcomes:
+        measured.add(outcome.task, outcome.provenance)
+    figure.tables.append(measured)
+    judge(figure, outcomes)
+
+
+def kept_outcomes(figure: Figure) -> list[Outcome]:
+    """The kept outcomes of all tasks, in their order; one that is missing, or is of other files, misses the bar."""
+    kept, found = load_parts(NAME), []
+    for name, spec in tasks.specs().items():
+        if not figure.require(name in kept, f"{name}: not measured"):
+            continue
+        outcome = Outcome.from_json(kept[name])
+        if figure.require(
+            outcome.version == spec.version, f"{name}: measured on version {outcome.version} of the task"
+        ):
+            found.append(outcome)
+    return found
 
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__)
     listed = ", ".join(quantizers.PEERS)
-    parser.add_argument("--tasks", metavar="A,B", help="only these tasks (writes no page)")
+    parser.add_argument("--tasks", metavar="A,B", help="measure only these tasks; the page keeps the others")
     parser.add_argument("--peers", metavar="X,Y", help=f"other peers than the usual (writes no page); of: {listed}")
-    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="samples (default %(default)s)")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=CALIBRATION,
+        help="samples (default %(default)s; another number writes no page)",
+    )
     parser.add_argument("--samples", type=int, help="score so many samples only (writes no page)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing per model (default %(default)s)")
     parser.add_argument("--keep", action="store_true", help="reuse the peers' models of an earlier run")
@@ -245,34 +326,38 @@ def describe(tools: Mapping[str, Any]) -> str:
 def main() -> int:
     options = parse()
     chosen, names = pick(tasks.specs(), split(options.tasks)), tool_names(split(options.peers))
-    partly = options.tasks or options.peers is not None or options.samples or options.seconds < SECONDS
+    usual = (options.peers is None, not options.samples, options.seconds >= SECONDS, options.calibration == CALIBRATION)
+    write = all(usual) and not options.no_write
     figure = Figure(
-        "quant-accuracy",
+        NAME,
         "Accuracy and latency of static int8",
         f"Every tool gets the same float file and the same {options.calibration} unlabelled calibration samples of the "
         "train split. All models are scored on the same held-out samples and run in the same ONNX Runtime; latency is "
         "at batch 1, two threads, all models of a task taking turns. Differences are in percentage points. "
         f"Peers: {describe({name: quantizers.PEERS[name] for name in names if name not in OWN})}. "
         f"`{OURS}` is `graphopt compile --target cpu --precision int8`, which ships float where int8 is slower on this "
-        f"machine; `{OURS_INT8}` shows its int8 also there.",
+        f"machine; `{OURS_INT8}` shows its int8 also there. Tasks are measured one by one, each at the commit named in "
+        f"the last table, and kept in [{NAME}]({NAME}).",
         (
             f"both rows of {OURS} at least {MIN_SHARE:g} of float on every task, and {MIN_SHARE_OF_HALF:g} on half",
             "both at least as good as the best peer within the paired 95 % interval, on every task",
+            f"{OURS}: latency at most {MAX_LATENCY:g} of float's by the lower end of its interval, on every task",
+            f"{OURS}: geometric mean of the latency at most each peer's, on the tasks where that peer keeps "
+            f"{MIN_SHARE:g} of float",
         ),
     )
-    table = Table(COLUMNS, words=2)
-    all_measured = []
+    outcomes = []
     for name in chosen:
         task = tasks.load(name)
         say(f"{name} ...")
-        all_measured.append(measure(task, names, options))
-        add_rows(table, all_measured[-1])
-        say("\n".join(" | ".join(row) for row in table.rows if row[0] == name))
-    figure.tables.append(table)
-    others = other_metrics(all_measured)
-    figure.tables += [others] if others.rows else []
-    judge(figure, all_measured)
-    return figure.finish(write=not (options.no_write or partly))
+        outcomes.append(measure(task, names, options))
+        if write:
+            save_part(NAME, name, outcomes[-1].to_json())
+        table = Table(COLUMNS, words=2)
+        add_rows(table, outcomes[-1])
+        say("\n".join(" | ".join(row) for row in table.rows))
+    page(figure, kept_outcomes(figure) if write else outcomes)
+    return figure.finish(write=write)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from benchmarks.conformance_cases import Case, collect
 from benchmarks.figure import Figure, Table, arguments
-from benchmarks.isolated import isolated
+from benchmarks.isolated import spread
 
 # Bar: of the cases that TVM takes, this part gives what is expected, and none crashes.
 MIN_PASSED = 0.99
@@ -78,9 +77,8 @@ def measure(every: int, device: Device = "cpu", processes: int = 1) -> Iterator[
         warnings.simplefilter("ignore")
         cases = collect()[::every]
     one = functools.partial(run, device=device)
-    with ThreadPoolExecutor(processes) as pool:
-        for pairs in pool.map(lambda start: list(isolated(one, cases[start::processes])), range(processes)):
-            yield from (outcome or Outcome(case.name, "crashed") for case, outcome in pairs)
+    for case, outcome in spread(one, cases, processes):
+        yield outcome or Outcome(case.name, "crashed")
 
 
 def run(case: Case, device: Device) -> Outcome:

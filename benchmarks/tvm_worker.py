@@ -1,7 +1,7 @@
 """One runtime in a process of its own, timed in blocks on request; what the figures of the tvm target are made with.
 
     python -m benchmarks.tvm_worker kernel|vm|ort|ort-kernel|openvino|torch THREADS FILE FEEDS.npz
-    python -m benchmarks.tvm_worker gpu|ort-gpu|torch-gpu 0 FILE FEEDS.npz
+    python -m benchmarks.tvm_worker gpu|ort-gpu|torch-gpu|torch-gpu-half 0 FILE FEEDS.npz
 
 Each line on stdin is a number of runs; the answer is a JSON list of their seconds. `kernel` calls the function `main`
 of a library with all arrays, `vm` a Relax virtual machine, `ort` a session; `ort-kernel` answers the time that ONNX
@@ -151,6 +151,7 @@ def _gpu(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
 def _ort_gpu(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
     import onnxruntime
 
+    onnxruntime.preload_dlls()  # CUDA's libraries from where pip puts them
     provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
     session = onnxruntime.InferenceSession(str(file), providers=[provider, "CPUExecutionProvider"])
     binding = session.io_binding()
@@ -166,7 +167,7 @@ def _ort_gpu(file: Path, feeds: Mapping[str, np.ndarray]) -> Run:
     return run
 
 
-def _torch_gpu(name: str, feeds: Mapping[str, np.ndarray]) -> Run:
+def _torch_gpu(name: str, feeds: Mapping[str, np.ndarray], half: bool = False) -> Run:
     import torch
     import torch._inductor.config
 
@@ -174,8 +175,11 @@ def _torch_gpu(name: str, feeds: Mapping[str, np.ndarray]) -> Run:
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch._inductor.config.freezing = True
-    compiled: Any = torch.compile(torch_module(name)[0].cuda())
+    torch._inductor.config.compile_threads = 4  # several models are compiled at the same time
+    module = torch_module(name)[0].cuda()
+    compiled: Any = torch.compile(module.half() if half else module)
     inputs = [torch.from_numpy(value).cuda() for value in feeds.values()]
+    inputs = [value.half() if half and value.is_floating_point() else value for value in inputs]
 
     def run() -> None:
         with torch.no_grad():
@@ -217,6 +221,7 @@ def main() -> None:
         "gpu": lambda: _gpu(file, feeds),
         "ort-gpu": lambda: _ort_gpu(file, feeds),
         "torch-gpu": lambda: _torch_gpu(sys.argv[3], feeds),
+        "torch-gpu-half": lambda: _torch_gpu(sys.argv[3], feeds, half=True),
     }
     run = None if kind == "ort-kernel" else openers[kind]()
     for line in sys.stdin:

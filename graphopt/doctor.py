@@ -132,8 +132,12 @@ def _requirements() -> list[str]:
     """Installed versions that graphopt's own requirements exclude."""
     from packaging.requirements import Requirement
 
+    try:
+        wanted = importlib.metadata.requires("graphopt") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return ["graphopt runs from its source and is not installed, so the versions of packages are not checked"]
     out = []
-    for text in importlib.metadata.requires("graphopt") or ():
+    for text in wanted:
         requirement = Requirement(text)
         if requirement.marker is not None and not any(
             requirement.marker.evaluate({"extra": extra}) for extra in ("", "torch", "cpu", "tvm")

@@ -44,13 +44,13 @@ def with_precision(name: str, level: int, target: Target | None) -> Pipeline:
     plain = f"O{level}"
     given = target.pipeline(level) if target is not None else plain
     items = given.split(",")
-    if not _PASSES.isdisjoint(items) or (name in _HALF and given != plain):
+    if not _PASSES.isdisjoint(items):
         raise GraphoptError(
             f"--precision {name}: the target {str(target)!r} has a pipeline of its own ({given}); "
             "give the precision in one place"
         )
     if name in _HALF:
         more = ",fix(eliminate-cast,eliminate-identity,cse,dce)" if level else ""
-        return pipelines.parse(f"{plain},{','.join(PRECISIONS[name])}{more}")
+        return pipelines.parse(f"{given},{','.join(PRECISIONS[name])}{more}")
     listed = " ".join(f'"{item}"' for item in PRECISIONS[name])
     return pipelines.parse(",".join(f"{plain}{{with=[{listed}]}}" if item == plain else item for item in items))

@@ -1,6 +1,6 @@
 /* Runs the function `main` of a library of TVM's without TVM's runtime: what generated code calls of it is below.
  *
- *   kernel_harness kernel.so 2,3:a.bin 3,4:b.bin 2,4:out.bin      float32 arrays; the last is written
+ *   kernel_harness kernel.so f32:2,3:a.bin u8:3,4:b.bin f32:2,4:out.bin      the last is written; f, i or u, and bits
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -56,20 +56,23 @@ int main(int argc, char** argv) {
   static TVMFFIAny arguments[8];
   int count = argc - 2;
   for (int i = 0; i < count; ++i) {
-    char* path = strchr(argv[i + 2], ':');
+    char* kind = argv[i + 2];
+    char* dims = strchr(kind, ':') + 1;
+    char* path = strchr(dims, ':');
     *path++ = 0;
-    size_t elements = 1;
+    int bits = atoi(kind + 1);
+    size_t elements = 1, size = bits / 8;
     DLTensor* tensor = &tensors[i];
-    for (char* dim = strtok(argv[i + 2], ","); dim != NULL; dim = strtok(NULL, ",")) {
+    for (char* dim = strtok(dims, ","); dim != NULL; dim = strtok(NULL, ",")) {
       elements *= shapes[i][tensor->ndim++] = atol(dim);
     }
     tensor->shape = shapes[i];
-    tensor->dtype = (DLDataType){kDLFloat, 32, 1};
+    tensor->dtype = (DLDataType){*kind == 'f' ? kDLFloat : *kind == 'u' ? kDLUInt : kDLInt, bits, 1};
     tensor->device = (DLDevice){kDLCPU, 0};
-    if (posix_memalign(&tensor->data, 64, 4 * elements + 64) != 0) return 1;
+    if (posix_memalign(&tensor->data, 64, size * elements + 64) != 0) return 1;
     if (i + 1 < count) {
       FILE* file = fopen(path, "rb");
-      if (file == NULL || fread(tensor->data, 4, elements, file) != elements) return fprintf(stderr, "%s\n", path), 1;
+      if (file == NULL || fread(tensor->data, size, elements, file) != elements) return fprintf(stderr, "%s\n", path), 1;
       fclose(file);
     }
     arguments[i].type_index = kTVMFFIDLTensorPtr;
@@ -78,7 +81,7 @@ int main(int argc, char** argv) {
       TVMFFIAny result = {0};
       if (call(NULL, arguments, count, &result) != 0) return 1;
       FILE* file = fopen(path, "wb");
-      fwrite(tensor->data, 4, elements, file);
+      fwrite(tensor->data, size, elements, file);
       fclose(file);
     }
   }

@@ -95,23 +95,25 @@ class PairSums:
     count: int = 0
 
     @classmethod
-    def zero(cls, groups: int, width: int) -> PairSums:
+    def zero(cls, groups: int, width: int, *, same: bool = False) -> PairSums:
+        """Empty sums; where x and y are the `same`, one array stands for all three."""
         import numpy as np
 
-        xx, xy, yy = np.zeros((3, groups, width, width))
-        x, y = np.zeros((2, groups, width))
-        return cls(xx, xy, yy, x, y)
+        yy, y = np.zeros((groups, width, width)), np.zeros((groups, width))
+        if same:
+            return cls(yy, yy, yy, y, y)
+        return cls(np.zeros_like(yy), np.zeros_like(yy), yy, np.zeros_like(y), y)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Take in rows (groups, R, K)."""
         import numpy as np
 
-        squares = [y.transpose(0, 2, 1) @ y]
-        squares += squares * 2 if x is y else [x.transpose(0, 2, 1) @ b for b in (x, y)]
-        for total, square in zip((self.yy, self.xx, self.xy), squares, strict=True):
-            total += square
-        for plain, rows in ((self.x, x), (self.y, y)):
-            plain += rows.sum(axis=1, dtype=np.float64)
+        self.yy += y.transpose(0, 2, 1) @ y
+        self.y += y.sum(axis=1, dtype=np.float64)
+        if self.xx is not self.yy:
+            self.xx += x.transpose(0, 2, 1) @ x
+            self.xy += x.transpose(0, 2, 1) @ y
+            self.x += x.sum(axis=1, dtype=np.float64)
         self.count += x.shape[1]
 
 
@@ -120,6 +122,7 @@ class PairedMoments:
 
     Args:
         width, groups, rows, transposed: as for Moments.
+        same: the activation of the quantized model stands for that of the float model.
 
     Attributes:
         fit, check: sums over four of five samples, and over the fifth, to check with.
@@ -133,8 +136,9 @@ class PairedMoments:
         rows: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
         transposed: bool = False,
+        same: bool = False,
     ) -> None:
-        self.fit, self.check = PairSums.zero(groups, width), PairSums.zero(groups, width)
+        self.fit, self.check = (PairSums.zero(groups, width, same=same) for _ in range(2))
         self.finite = True
         self.samples = 0
         self._transposed = transposed

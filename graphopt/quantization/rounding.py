@@ -189,6 +189,8 @@ def fit_rows(rows: np.ndarray, sums: PairSums, group: int, *, shifts: bool, damp
     """
     import numpy as np
 
+    if sums.xy is sums.yy:
+        return rows
     cross, inner = sums.xy[group], second_moments(sums, group, shifts=shifts)
     if shifts:
         cross = cross - np.outer(sums.x[group], sums.y[group]) / sums.count

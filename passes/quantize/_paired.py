@@ -8,9 +8,11 @@ Not here: what is made of them (graphopt/quantization/rounding.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graphopt.ir.builder import NoMatch
+from graphopt.ir.prefix import prefix
 from graphopt.passes.quantize._weight_calibrated import BUDGET, accumulator, pair_bytes, why_no_moments
 from graphopt.quantization.moments import PairedMoments
 
@@ -62,12 +64,13 @@ class Paired:
     def _gather(self) -> None:
         floats = self._ctx.floats
         assert floats is not None
+        same = not self._one_by_one
         group: list[ir.Node] = []
         taken = 0
         for node, weight in self._ahead.items():
             if why_no_moments(weight) is not None:
                 continue
-            taken += pair_bytes(weight)
+            taken += pair_bytes(weight, same=same)
             if group and (self._one_by_one or taken > BUDGET):
                 break
             group.append(node)
@@ -75,13 +78,15 @@ class Paired:
         for node in group:
             x, y = self._originals[node].inputs[0], node.inputs[0]
             assert x is not None and y is not None
-            self._found[node] = accumulator(self._ahead.pop(node), PairedMoments)
+            self._found[node] = accumulator(self._ahead.pop(node), partial(PairedMoments, same=same))
             shown.setdefault((str(x.name), str(y.name)), _Several()).items.append(self._found[node])
         calibration = self._ctx.need_calibration()
         if self._one_by_one:
             calibration.fold_pairs((floats, self._ctx.model), shown)
         else:
-            calibration.fold(self._ctx.model, {y: items for (_, y), items in shown.items()})
+            inputs = {value.name for value in self._ctx.model.graph.inputs}
+            needed = prefix(self._ctx.model, [y for _, y in shown if y not in inputs])
+            calibration.fold(needed, {y: items for (_, y), items in shown.items()})
 
 
 class _Several:

@@ -9,7 +9,7 @@ Not here: the algorithms (graphopt/quantization/rounding.py, moments.py) and rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from graphopt.ir.builder import NoMatch
@@ -125,10 +125,10 @@ def _rounded(
     return codes, params
 
 
-def pair_bytes(weight: Weight) -> int:
-    """What the sums of one layer take."""
+def pair_bytes(weight: Weight, *, same: bool) -> int:
+    """What the sums of one layer take; see PairedMoments."""
     groups, width = _sizes(weight)
-    return 3 * bytes_of(width, groups)
+    return (1 if same else 3) * bytes_of(width, groups)
 
 
 def why_no_moments(weight: Weight) -> str | None:
@@ -155,7 +155,7 @@ def _key(weight: Weight) -> tuple[ir.Value, object]:
     return value, "across" if _int(weight.node, "transA", 0) else "along"
 
 
-def accumulator(weight: Weight, kind: type[M]) -> M:
+def accumulator(weight: Weight, kind: Callable[..., M]) -> M:
     """Moments of how a weight reads its input."""
     groups, width = _sizes(weight)
     if weight.node.op_type == "Conv":

@@ -8,6 +8,7 @@ A machine without the device compiles for it all the same; `CompiledFiles.notes`
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -292,6 +293,10 @@ def _no_runtime(extra: str) -> str | None:
     return f'ONNX Runtime is not installed; install it with: pip install "graphopt[{extra}]"'
 
 
+_TENSORRT = "libnvinfer.so.10"
+"""The library that ONNX Runtime's TensorRT provider is linked to."""
+
+
 def _no_gpu(provider: str) -> str | None:
     import onnxruntime as ort
 
@@ -302,4 +307,9 @@ def _no_gpu(provider: str) -> str | None:
         )
     if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
         return "this machine has no NVIDIA GPU (no /dev/nvidia*); copy the artifact to one that has"
+    if provider == TENSORRT_PROVIDER:  # the package lists it also where TensorRT itself is missing
+        try:
+            ctypes.CDLL(_TENSORRT)
+        except OSError:
+            return f"{_TENSORRT} is not found; pip install tensorrt and put its folder on LD_LIBRARY_PATH"
     return None

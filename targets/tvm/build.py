@@ -81,7 +81,7 @@ def build(
         module, reason = schedule(module, machine)
         rules, weights = _rules(module), _constant_bytes(module)
         notes = tuple(str(note) for note in (module.attrs or {}).get(NOTES, ()))
-        with _cuda_as_source():
+        with cuda_as_source():
             built = relax.build(module, target, relax_pipeline=_lowering())
     if not machine.arch:
         built.export_library(str(path), fcompile=link)
@@ -120,7 +120,7 @@ def _rules(module: tvm.IRModule) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _cuda_as_source() -> Iterator[None]:
+def cuda_as_source() -> Iterator[None]:
     """TVM keeps the CUDA source of kernels, as it does without a driver; graphopt compiles it (gpu/nvcc.py)."""
     name = "TVM_COMPILE_FORCE_FALLBACK"
     before = os.environ.get(name)

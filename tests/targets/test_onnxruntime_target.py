@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -11,8 +12,8 @@ from onnx import parser
 
 from graphopt.errors import GraphoptError
 from graphopt.spec import build, parse_spec, unbuild
-from graphopt.targets.onnxruntime import kernels
-from graphopt.targets.onnxruntime.make_kernel_table import read_document, read_registry
+from graphopt.targets.onnxruntime import kernels, make_kernel_table
+from graphopt.targets.onnxruntime.make_kernel_table import read_registry
 from graphopt.targets.onnxruntime.target import Cpu, Cuda, OnnxRuntime
 
 DET = """<ir_version: 10, opset_import: ["":21]> g(float[N,4,4] x) => (float[N,4,4] y) {
@@ -110,26 +111,12 @@ def test_table_is_that_of_the_installed_runtime() -> None:
     assert registry == kernels.table()["cpu"]
 
 
-def test_document_rows() -> None:
-    text = """
-## Operators implemented by CUDAExecutionProvider
-
-| Op Name | Parameters | OpSet Version | Types Supported |
-|---------|------------|---------------|-----------------|
-|**Operator Domain:** *ai.onnx*||||
-|Abs|*in* X:**T**<br> *out* Y:**T**|13+|**T** = tensor(double), tensor(float)|
-|||[6, 12]|**T** = tensor(float)|
-|Cast|*in* input:**T1**<br> *out* output:**T2**|9|**T1** = tensor(bool)<br/> **T2** = tensor(float)|
-| |
-|**Operator Domain:** *com.microsoft*||||
-|Gelu|*in* X:**T**<br> *out* Y:**T**|1+|**T** = tensor(float16)|
-"""
-    assert read_document(text, "CUDAExecutionProvider") == {
-        "::Abs": [[6, 12, ["float"]], [13, None, ["double", "float"]]],
-        "::Cast": [[9, 9, ["bool"]]],
-        "com.microsoft::Gelu": [[1, None, ["float16"]]],
+def test_a_part_that_was_not_read_stays_in_the_table() -> None:
+    shipped = kernels.table()
+    read: dict[str, tuple[str, dict[str, list[Any]]]] = {
+        "cpu": ("9.9.9", {"::Abs": [[13, None, ["float"]]]}),
+        "cuda": ("9.9.9", {}),
     }
-    with pytest.raises(ValueError, match="no section for Other"):
-        read_document(text, "Other")
-    with pytest.raises(ValueError, match="not a range"):
-        read_document(text.replace("13+", "soon"), "CUDAExecutionProvider")
+    made = make_kernel_table.table(read)
+    assert made["cpu"] == {"::Abs": [[13, None, ["float"]]]} and made["sources"]["cpu"].startswith("onnxruntime 9.9.9")
+    assert made["cuda"] == shipped["cuda"] and made["sources"]["cuda"] == shipped["sources"]["cuda"]

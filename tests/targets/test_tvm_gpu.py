@@ -14,9 +14,10 @@ pytestmark = pytest.mark.tvm
 from tvm_gpu import check  # noqa: E402
 from tvm_kernels import constant, module, run  # noqa: E402
 
+from graphopt.targets.tvm.gpu import contraction, tensor_cores  # noqa: E402
 from graphopt.targets.tvm.gpu import emulation as gpu_emulation  # noqa: E402
 from graphopt.targets.tvm.gpu.driver import first_gpu  # noqa: E402
-from graphopt.targets.tvm.gpu.tiling import TILES, Problem, best_tile  # noqa: E402
+from graphopt.targets.tvm.gpu.tiling import TILES, Problem, best, multiprocessors  # noqa: E402
 
 without_gpu = pytest.mark.skipif(
     not isinstance(first_gpu(), str), reason="emulation stands in for a GPU, and one is here"
@@ -209,10 +210,62 @@ def test_sorts_and_running_sums() -> None:
     assert "fallback" in check(build, (3, 40))
 
 
-def test_small_products_get_small_tiles() -> None:
-    large, small = Problem(1, 4096, 4096, 1024), Problem(1, 49, 512, 512)
-    assert best_tile(large, "sm_90").rows >= 64
-    assert best_tile(small, "sm_90").rows * best_tile(small, "sm_90").cols < 64 * 64
+@without_gpu
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_every_tile_computes_the_product(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import relax
+
+    left = list(TILES)
+    monkeypatch.setattr(contraction, "best", lambda *_: (left.pop(), parts))
+
+    def build(builder: Any, x: Any) -> Any:
+        products = [relax.op.matmul(x, constant(150, 60 + index)) for index in range(len(TILES))]
+        return relax.op.concat([builder.emit(item) for item in products], axis=1)
+
+    rules = check(build, (70, 150))
+    assert rules["contraction"] == len(TILES) and not left
+
+
+@without_gpu
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_tile_of_tensor_cores_computes_the_product(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import relax
+
+    left = list(tensor_cores.CHOICES)
+    monkeypatch.setattr(tensor_cores, "best", lambda *_: (left.pop(), parts))
+    rng = np.random.default_rng(1)
+    x = rng.integers(-3, 4, (70, 150)).astype("float32")
+    weights = [rng.integers(-3, 4, (150, 60 + index)).astype("float16") for index in range(len(left))]
+    expected = np.concatenate([x @ weight.astype("float32") for weight in weights], axis=1)
+
+    def build(builder: Any, x: Any) -> Any:
+        halves = builder.emit(relax.op.astype(x, "float16"))
+        products = [relax.op.matmul(halves, relax.const(weight), out_dtype="float32") for weight in weights]
+        return relax.op.concat([builder.emit(item) for item in products], axis=1)
+
+    assert check(build, x.shape, x, expected)["tensor cores"] == len(weights) and not left
+
+
+@without_gpu
+def test_sums_cut_into_parts_keep_their_epilogue() -> None:
+    from tvm import relax
+
+    def build(builder: Any, x: Any) -> Any:
+        a = builder.emit(relax.op.nn.conv2d(x, constant(24, 96, 3, 3), padding=(1, 1, 1, 1)))
+        bias = builder.emit(relax.op.reshape(constant(24), (1, 24, 1, 1)))
+        return relax.op.nn.relu(builder.emit(relax.op.add(a, bias)))
+
+    assert best(Problem(1, 49, 24, 864), TILES, "sm_90")[1] > 1
+    assert check(build, (1, 96, 7, 7))["contraction"] == 1
+
+
+def test_tiles_fit_the_problem() -> None:
+    (large, whole), (small, parts) = (
+        best(problem, TILES, "sm_90") for problem in (Problem(1, 4096, 4096, 1024), Problem(1, 49, 512, 4608))
+    )
+    assert large.rows >= 64 and whole == 1
+    blocks = -(-49 // small.rows) * (512 // small.cols)
+    assert parts > 1 and blocks * parts >= multiprocessors("sm_90")
+    assert best(Problem(1, 49, 512, 32), TILES, "sm_90")[1] == 1, "two steps at least in each part"
     for tile in TILES:
         assert 32 <= tile.threads <= 1024 and tile.shared_bytes(4) <= 48 << 10
-        assert tile.thread_cols % 4 == 0

@@ -109,6 +109,8 @@ FAMILIES = {
         mirror = Constant<value_ints=[0,0,1,0,0,1]>() h = Pad<mode="reflect">(x, mirror)
         minus = Constant<value_int=-1>() i = Trilu<upper=0>(x, minus) j = Concat<axis=1>(x, x)
         zero = Constant<value_int=0>() k = Gather(x, zero) }""",
+    "layer norm with statistics": """(float[2,3,4] x, float[3,4] s, float[3,4] b) => (float[2,3,4] y, float[2,1,1] m,
+        float[2,1,1] d) { y, m, d = LayerNormalization<axis=1>(x, s, b) }""",
     "blocks": """(float[1,8,2,4] x) => (float[1,2,4,8] a, float[1,2,4,8] b, float[1,32,1,2] c) {
         a = DepthToSpace<blocksize=2>(x) b = DepthToSpace<blocksize=2, mode="CRD">(x)
         c = SpaceToDepth<blocksize=2>(x) }""",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +200,44 @@ def test_functions_that_fail_or_compute_something_else_are_left_out(tmp_path: Pa
     finally:
         builder.close()
         runner.close()
+
+
+def test_ctrl_c_leaves_what_was_found_and_the_next_run_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    write(from_text(NET), tmp_path / "net.onnx")
+    command = [sys.executable, "-m", "graphopt", "compile", "net.onnx", "--target", "tvm{threads=1}", "--tune", "10m"]
+    process = subprocess.Popen([*command, "-o", "build"], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 180
+    while not any(record["tried"] for record in records(tmp_path)):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=90)
+    assert process.returncode == 130 and b"Traceback" not in told
+    with pytest.raises(ProcessLookupError):  # nor are its workers left
+        os.killpg(process.pid, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx"]
+
+    left = {record["workload"]: record for record in records(tmp_path)}
+    monkeypatch.setattr(search, "PATIENCE", 0)  # nothing more is tried
+    monkeypatch.setattr(model, "_BENCH_SECONDS", 0.3)
+    artifact = driver.compile(tmp_path / "net.onnx", "tvm{threads=1}", tmp_path / "build", Options(tune=60.0))
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    told = artifact.report["lowering"]["tuning"]
+    assert told["tried"] == 0
+    for layer in told["layers"]:
+        record = left[layer["workload"]]
+        assert layer["tried"] == len(record["tried"]) and layer["seconds"] == record["seconds"]
+        assert layer["choice"] == (None if record["kept"] is None else record["kept"][0])
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What the tuning cache of a test holds."""
+    found = (folder / "cache" / "tvm" / "tuned").glob("*.json")
+    return [json.loads(path.read_text())["record"] for path in found]
 
 
 def test_only_what_is_faster_than_noise_is_shipped() -> None:

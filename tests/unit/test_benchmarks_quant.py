@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from graphopt.timing import BenchRow
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # the figures are scripts of the checkout, not part of the package
 
+from benchmarks import figure as figure_module  # noqa: E402
 from benchmarks import quant_accuracy  # noqa: E402
-from benchmarks.figure import Figure, Table  # noqa: E402
+from benchmarks.figure import Figure, Table, save_part  # noqa: E402
 from benchmarks.quant import executed, fashion, filetypes, intervals, ocr, photos, quantizers, tasks, text  # noqa: E402
+from benchmarks.quant.outcomes import Outcome  # noqa: E402
 from benchmarks.quant.task import Spec, Task, read, top1, write  # noqa: E402
 
 
@@ -194,17 +197,30 @@ def test_environment_that_cannot_be_made_is_a_row(tmp_path: Path, monkeypatch: p
     assert made.error.startswith("pip cannot install nncf==")
 
 
-def measured(folder: Path, keep_slow: int | None = 800, **right: int | None) -> quant_accuracy.Measured:
+def measured(folder: Path, keep_slow: int | None = 800, **right: int | None) -> Outcome:
     """1,000 samples of which float gets 800 right, and each tool so many of the same; None is a tool that failed."""
     right = {**right, quantizers.OURS_INT8: keep_slow}
-    made = quantizers.Made(folder / "model.onnx")
-    scores = {name: {"top-1": (np.arange(1000) < (count or 0)).astype(float)} for name, count in right.items()}
-    tools = {
-        name: quant_accuracy.Result(made, scores[name], error="" if right[name] is not None else "exit status 1: no")
-        for name in right
-    }
-    base = {"top-1": (np.arange(1000) < 800).astype(float)}
-    return quant_accuracy.Measured(toy_task(folder), base, tools, ())
+    return summary(folder, {name: None if count is None else (count, 1.0) for name, count in right.items()})
+
+
+def summary(folder: Path, tools: Mapping[str, tuple[int, float] | None]) -> Outcome:
+    """The same, with each tool's latency over float's."""
+    (folder / "model.onnx").write_bytes(b"1234")
+    found = {}
+    for name, tool in tools.items():
+        result = found[name] = quant_accuracy.Result(quantizers.Made(folder / "model.onnx", seconds=2.0, peak=3))
+        if tool is None:
+            result.error = "exit status 1: no"
+            continue
+        result.scores = {"top-1": (np.arange(1000) < tool[0]).astype(float)}
+        result.executed = executed.Executed(nodes=4, integer=2, heavy=2, heavy_integer=1, conversions=1)
+        result.latency = timed(tool[1])
+    task, base = toy_task(folder), {"top-1": (np.arange(1000) < 800).astype(float)}
+    return quant_accuracy.summary(task, base, found, (timed(1.0), timed(1.01)), "on a day at a commit")
+
+
+def timed(ratio: float) -> BenchRow:
+    return BenchRow("A", "", 1.0, 1.0, 1, ratio, ratio - 0.01, ratio + 0.01, 0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -234,21 +250,65 @@ def test_half_of_the_tasks_have_to_be_close(tmp_path: Path) -> None:
 
 
 def test_best_peer_is_one_that_runs(tmp_path: Path) -> None:
-    assert measured(tmp_path, graphopt=800, a=700, b=None, c=710).best_peer() == "c"
-    assert measured(tmp_path, graphopt=800, b=None).best_peer() is None
+    assert measured(tmp_path, graphopt=800, a=700, b=None, c=710).best_peer == "c"
+    assert measured(tmp_path, graphopt=800, b=None).best_peer is None
+
+
+@pytest.mark.parametrize(
+    ("tools", "misses"),
+    [
+        ({"graphopt": (800, 0.5), "a": (800, 0.5)}, 0),
+        ({"graphopt": (800, 0.6), "a": (800, 0.5)}, 1),
+        ({"graphopt": (800, 0.6), "a": (790, 0.5), "b": None}, 0),  # a loses too much
+        ({"graphopt": (800, 1.01)}, 0),  # 1.00 by the lower end
+        ({"graphopt": (800, 1.02), "a": (800, 1.5)}, 1),
+        ({"graphopt": None, "a": (800, 0.5)}, 0),  # the bar of accuracy is missed then
+    ],
+)
+def test_latency_bars(tmp_path: Path, tools: dict[str, tuple[int, float] | None], misses: int) -> None:
+    figure = Figure("name", "Title", "Text.", ("a bar",))
+    quant_accuracy.judge_latency(figure, [summary(tmp_path, tools)])
+    assert len(figure.missed) == misses, figure.missed
+
+
+def test_latency_is_compared_on_the_tasks_where_the_peer_is_accurate(tmp_path: Path) -> None:
+    figure = Figure("name", "Title", "Text.", ("a bar",))
+    outcomes = [
+        summary(tmp_path, {"graphopt": (800, 0.9), "a": (790, 0.1)}),
+        dataclasses.replace(summary(tmp_path, {"graphopt": (800, 0.4), "a": (800, 0.5)}), task="other"),
+    ]
+    table = quant_accuracy.judge_latency(figure, outcomes)
+    assert table.rows == [("graphopt", "2 of 2", "0.600", "0.600"), ("a", "1 of 2", "0.500", "0.400")]
+    assert not figure.missed
 
 
 def test_failed_tools_keep_their_row(tmp_path: Path) -> None:
-    task = measured(tmp_path, None, graphopt=None)
-    (tmp_path / "model.onnx").write_bytes(b"1234")
-    rows = tuple(BenchRow("A", "", 1.0, 1.0, 1, ratio, ratio, ratio, 0.0, 0) for ratio in (1.0, 1.01))
     table = Table(quant_accuracy.COLUMNS, words=2)
-    quant_accuracy.add_rows(table, dataclasses.replace(task, float_rows=rows))
+    quant_accuracy.add_rows(table, measured(tmp_path, None, graphopt=None))
     assert [row[:3] for row in table.rows[:2]] == [
         ("toy", "float, top-1 of 1000", "80.00 %"),
         ("toy", "graphopt", "exit status 1: no"),
     ]
     assert "A/A 1.010" in table.rows[0][7]
+
+
+def test_page_is_made_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure_module, "PAGES", tmp_path)
+    spec = Spec("toy", "a toy", lambda _: None, {"top-1": top1})
+    other = dataclasses.replace(spec, name="other")
+    monkeypatch.setattr(tasks, "specs", lambda: {"toy": spec, "other": other})
+    outcome = measured(tmp_path, graphopt=790, a=799, b=None)
+    save_part(quant_accuracy.NAME, "toy", outcome.to_json())
+    figure = Figure("name", "Title", "Text.", ("a bar",))
+    assert quant_accuracy.kept_outcomes(figure) == [outcome]
+    assert figure.missed == ["other: not measured"]
+    quant_accuracy.page(figure, [outcome])
+    assert "| toy | on a day at a commit |" in figure.markdown("command")
+
+    save_part(quant_accuracy.NAME, "other", {**outcome.to_json(), "task": "other", "version": 7})
+    figure = Figure("name", "Title", "Text.", ("a bar",))
+    assert quant_accuracy.kept_outcomes(figure) == [outcome]
+    assert figure.missed == ["other: measured on version 7 of the task"]
 
 
 def test_peers_are_chosen_by_name() -> None:

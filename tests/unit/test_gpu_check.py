@@ -42,12 +42,12 @@ def test_without_a_gpu_the_rest_runs_and_what_did_not_is_said(
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     results = {(check, name): result for check, name, result, _ in rows[1:]}
     assert results["kernel table", "cpu"] == "passed"
-    for short in ("CUDA", "TensorRT"):
+    for short in gpu_check.TARGETS:
         assert results[f"compile, {short}", "tiny"] == "passed"
         assert results[f"numerics, {short}", "tiny"] == "not run"
         assert results[f"copies and latency, {short}", "tiny"] == "not run"
     assert "it passed on the CPU" in page and "No GPU here" in page and "checks were not run" in page
-    assert (tmp_path / "out" / "gpu" / "tiny-cuda" / "manifest.json").is_file()
+    assert (tmp_path / "out" / "gpu" / "tiny-CUDA" / "manifest.json").is_file()
     assert not (tmp_path / "pages").exists(), "a page about a GPU is written only where there is one"
 
 

@@ -52,6 +52,19 @@ def test_without_quantize_static_before_it_a_pass_says_so(name: str, tmp_path: P
     assert any("quantize-static has to come before it" in remark.reason for remark in ctx.remarks)
 
 
+def test_one_array_stands_for_the_sums_of_equal_inputs() -> None:
+    x = RNG.standard_normal((2, 50, 3)).astype(np.float32)
+    whole, shared = PairSums.zero(2, 3), PairSums.zero(2, 3, same=True)
+    for sums in (whole, shared):
+        sums.add(x, x)
+        sums.add(x[:, :9], x[:, :9])
+    for name in ("xx", "xy", "yy", "x", "y", "count"):
+        np.testing.assert_allclose(getattr(shared, name), getattr(whole, name), rtol=1e-6)
+    assert shared.xx is shared.yy
+    rows = RNG.standard_normal((4, 3)).astype(np.float32)
+    assert fit_rows(rows, shared, 1, shifts=True) is rows
+
+
 def test_a_layer_makes_up_for_what_the_layers_before_did_to_its_inputs() -> None:
     """With y = 0.8 x + noise, the fitted weights are those of the least squares fit, and W where y is x."""
     x = RNG.standard_normal((1, 4000, 6)).astype(np.float32)

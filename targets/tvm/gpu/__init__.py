@@ -5,6 +5,7 @@
 pipeline.py     the order of the passes
 dispatch.py     which rule takes which function
 contraction.py  convolutions and products as tiled matrix products; tiling.py chooses their tiles
+split.py        sums cut into parts that different blocks add
 tensor_cores.py the same with halves, by the instructions of intrinsics.py; halves.py finds them
 spatial.py      a thread for each output
 scan.py         running sums

@@ -18,18 +18,18 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu import matmul as dlight
 
-from graphopt.targets.tvm.gpu.tiling import Problem, Tile, best_tile
+from graphopt.targets.tvm.gpu.split import add_parts, split_depth
+from graphopt.targets.tvm.gpu.tiling import TILES, VECTOR, Problem, Tile, best
 from graphopt.targets.tvm.machine import Machine
 
 _KIND = dlight.IterKind
 _NARROW = 4
 """Rows or columns below which the product is one of a vector, and other rules are better."""
-_VECTOR = 4
-"""Elements that a thread loads and stores at once where they are neighbours."""
 
 
-def schedule(function: Any, machine: Machine) -> Any | None:
-    """The function with its product tiled; None when it has none, or one with dynamic sizes."""
+def schedule(function: Any, machine: Machine, choice: tuple[Tile, int] | None = None) -> Any | None:
+    """The function with its product tiled, as the model of time chooses or as told; None when it has none, or one with
+    dynamic sizes."""
     sch = s_tir.Schedule(function)
     blocks = sch.get_child_blocks(get_root_block(sch))
     mains = dlight.get_reduction_blocks(sch, blocks)
@@ -39,10 +39,10 @@ def schedule(function: Any, machine: Machine) -> Any | None:
     problem = problem_of(sch.get(main))
     if problem is None or min(problem.rows, problem.cols) < _NARROW:
         return None
-    tile = best_tile(problem, machine.arch)
+    tile, parts = choice or best(problem, TILES, machine.arch)
     depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
     as_product(sch, main, depth_last)
-    _tile(sch, main, tile, depth_last)
+    _tile(sch, main, tile, parts, depth_last)
     return sch.mod["main"]
 
 
@@ -79,14 +79,16 @@ def as_product(sch: Any, main: Any, depth_last: list[bool]) -> None:
     sch.transform_block_layout(main, dlight.make_iter_fusion_index_map(traits[3], [batch, row, col, depth]))
 
 
-def _tile(sch: Any, main: Any, tile: Tile, depth_last: list[bool]) -> None:
-    sch.pad_einsum(main, [1, tile.rows, tile.cols, tile.depth])
+def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool]) -> None:
+    sch.pad_einsum(main, [1, tile.rows, tile.cols, tile.depth * parts])
+    final = None
+    if parts > 1:
+        main, final = split_depth(sch, main, parts)
     batch, row, col, depth = sch.get_loops(main)
     block_row, thread_row, rows = sch.split(row, [None, tile.rows // tile.thread_rows, tile.thread_rows])
-    parts = tile.thread_cols // _VECTOR
-    block_col, part, thread_col, cols = sch.split(col, [None, parts, tile.cols // tile.thread_cols, _VECTOR])
+    block_col, thread_col, cols = sch.split(col, [None, tile.cols // VECTOR, VECTOR])
     step, inner = sch.split(depth, [None, tile.depth])
-    sch.reorder(batch, block_row, block_col, thread_row, thread_col, step, inner, rows, part, cols)
+    sch.reorder(batch, block_row, block_col, thread_row, thread_col, step, inner, rows, cols)
     grid = sch.fuse(batch, block_row)
     thread = sch.fuse(thread_row, thread_col)
     sch.bind(grid, "blockIdx.x")
@@ -95,15 +97,17 @@ def _tile(sch: Any, main: Any, tile: Tile, depth_last: list[bool]) -> None:
     # nvcc unrolls: loops that TVM unrolls make a source of megabytes.
     sch.annotate(thread, "pragma_auto_unroll_max_step", 0)
     sch.annotate(thread, "pragma_unroll_explicit", 0)
-    for loop in (inner, rows, part, cols):
+    for loop in (inner, rows, cols):
         sch.unroll(loop)
     store = sch.cache_write(main, 0, "local")
     sch.reverse_compute_at(store, thread, preserve_unit_loops=True)
     for operand in range(2):
         _fetch(sch, main, operand, step, tile, depth_last[operand])
-    dlight.auto_inline_consumer_chain(sch, store)
-    _, *inside = sch.get_loops(store)[-2:]
-    sch.vectorize(sch.split(inside[-1], [None, _VECTOR])[-1])
+    if final is None:
+        dlight.auto_inline_consumer_chain(sch, store)
+    else:
+        add_parts(sch, final)
+    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, VECTOR])[-1])
     sch.decompose_reduction(main, step)
 
 
@@ -112,12 +116,12 @@ def _fetch(sch: Any, main: Any, operand: int, step: Any, tile: Tile, depth_last:
     block = sch.cache_read(main, operand, "shared")
     sch.compute_at(block, step, preserve_unit_loops=True)
     size = (tile.cols if operand else tile.rows) * tile.depth
-    vector = math.gcd(_VECTOR, max(1, size // tile.threads))
+    vector = math.gcd(VECTOR, max(1, size // tile.threads))
     loops = sch.get_loops(block)[-3:]
     everything = sch.fuse(*loops)
     _, thread, lanes = sch.split(everything, [None, tile.threads, vector])
     sch.bind(thread, "threadIdx.x")
     sch.vectorize(lanes)
     if depth_last:
-        sch.storage_align(block, 0, axis=-2, factor=32, offset=_VECTOR)
+        sch.storage_align(block, 0, axis=-2, factor=32, offset=VECTOR)
     dlight.auto_inline_producers(sch, block)

@@ -25,6 +25,12 @@ def _layouts(call: Any) -> dict[str, list[str]]:
 def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
     """The passes of `optimize`."""
     with machine.target():
+        return schedule_module(fused(module, machine), machine)
+
+
+def fused(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
+    """The passes up to the schedules: TIR functions, each a kernel or a few."""
+    with machine.target():
         module = narrow(canonicalize(module))
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = canonicalize(module)
@@ -35,5 +41,4 @@ def run(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
         module = relax.transform.FuseOps()(module)
         module = relax.transform.FuseTIR()(module)
         module = relax.transform.RewriteDataflowReshape()(module)
-        module = relax.transform.DeadCodeElimination()(module)
-        return schedule_module(module, machine)
+        return relax.transform.DeadCodeElimination()(module)

@@ -18,51 +18,55 @@ from tvm.s_tir.dlight.gpu import matmul as dlight
 from graphopt.targets.tvm.gpu import intrinsics
 from graphopt.targets.tvm.gpu.contraction import as_product, depth_is_last, problem_of
 from graphopt.targets.tvm.gpu.intrinsics import SIZE
-from graphopt.targets.tvm.gpu.tiling import Problem, multiprocessors
+from graphopt.targets.tvm.gpu.split import add_parts, split_depth
+from graphopt.targets.tvm.gpu.tiling import best
 from graphopt.targets.tvm.machine import Machine
 
 _WARP = 32
-_DEPTH = 32
-"""Elements of depth in shared memory at a time."""
 _VECTOR = 8
 """Half-precision elements that a thread copies at once."""
 
 
 @dataclass(frozen=True)
 class Warps:
-    """A block has rows x cols warps, each with fragments of frag_rows x frag_cols."""
+    """A block has warp_rows x warp_cols warps, each with fragments of frag_rows x frag_cols; costs as tiling.py has."""
 
-    rows: int
-    cols: int
+    warp_rows: int
+    warp_cols: int
     frag_rows: int
     frag_cols: int
+    latency: float
+    work: float
+    resident: int
+    depth: int = 32
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """Rows and columns of a block."""
-        return self.rows * self.frag_rows * SIZE, self.cols * self.frag_cols * SIZE
+    def rows(self) -> int:
+        return self.warp_rows * self.frag_rows * SIZE
+
+    @property
+    def cols(self) -> int:
+        return self.warp_cols * self.frag_cols * SIZE
 
     @property
     def threads(self) -> int:
-        return self.rows * self.cols * _WARP
+        return self.warp_rows * self.warp_cols * _WARP
 
 
-CHOICES = (Warps(2, 2, 2, 2), Warps(2, 2, 2, 1), Warps(2, 2, 1, 1), Warps(1, 2, 1, 1))
+CHOICES = (
+    Warps(2, 2, 4, 2, 0.550, 0.321, 4),
+    Warps(2, 4, 2, 2, 0.521, 0.337, 3),
+    Warps(2, 2, 2, 2, 0.596, 0.206, 6),
+    Warps(2, 2, 2, 1, 0.352, 0.203, 9),
+    Warps(2, 2, 1, 1, 0.260, 0.124, 11),
+    Warps(1, 2, 1, 1, 0.282, 0.090, 23),
+)
 """From large to small."""
 
 
-def best_warps(problem: Problem, arch: str) -> Warps:
-    """The largest tile that gives every multiprocessor a block, else the smallest."""
-    for choice in CHOICES:
-        rows, cols = choice.tile
-        blocks = problem.batch * math.ceil(problem.rows / rows) * math.ceil(problem.cols / cols)
-        if blocks >= multiprocessors(arch):
-            return choice
-    return CHOICES[-1]
-
-
-def schedule(function: Any, machine: Machine) -> Any | None:
-    """The function with its product on tensor cores; None when it has none of halves, or a small one."""
+def schedule(function: Any, machine: Machine, choice: tuple[Warps, int] | None = None) -> Any | None:
+    """The function with its product on tensor cores, as the model of time chooses or as told; None when it has none of
+    halves, or a small one."""
     sch = s_tir.Schedule(function)
     blocks = sch.get_child_blocks(get_root_block(sch))
     mains = dlight.get_reduction_blocks(sch, blocks)
@@ -74,7 +78,8 @@ def schedule(function: Any, machine: Machine) -> Any | None:
         return None
     depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
     as_product(sch, main, depth_last)
-    _tile(sch, main, best_warps(problem, machine.arch), depth_last)
+    warps, parts = choice or best(problem, CHOICES, machine.arch)
+    _tile(sch, main, warps, parts, depth_last)
     return sch.mod["main"]
 
 
@@ -83,18 +88,21 @@ def _of_halves(block: Any) -> bool:
     return reads == ["float16", "float16"] and str(block.writes[0].source.ty.dtype) == "float32"
 
 
-def _tile(sch: Any, main: Any, warps: Warps, depth_last: list[bool]) -> None:
-    rows, cols = warps.tile
-    sch.pad_einsum(main, [1, rows, cols, _DEPTH])
+def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool]) -> None:
+    rows, cols = warps.rows, warps.cols
+    sch.pad_einsum(main, [1, rows, cols, warps.depth * parts])
+    final = None
+    if parts > 1:
+        main, final = split_depth(sch, main, parts)
     batch, row, col, depth = sch.get_loops(main)
     row, row_in = sch.split(row, [None, SIZE])
     col, col_in = sch.split(col, [None, SIZE])
     depth, depth_in = sch.split(depth, [None, SIZE])
     sch.reorder(batch, row, col, depth, row_in, col_in, depth_in)
     outer = sch.blockize(row_in)
-    block_row, warp_row, frag_row = sch.split(row, [None, warps.rows, warps.frag_rows])
-    block_col, warp_col, frag_col = sch.split(col, [None, warps.cols, warps.frag_cols])
-    step, part = sch.split(depth, [None, _DEPTH // SIZE])
+    block_row, warp_row, frag_row = sch.split(row, [None, warps.warp_rows, warps.frag_rows])
+    block_col, warp_col, frag_col = sch.split(col, [None, warps.warp_cols, warps.frag_cols])
+    step, part = sch.split(depth, [None, warps.depth // SIZE])
     sch.reorder(batch, block_row, block_col, warp_row, warp_col, step, part, frag_row, frag_col)
     sch.bind(sch.fuse(batch, block_row), "blockIdx.x")
     sch.bind(block_col, "blockIdx.y")
@@ -107,7 +115,7 @@ def _tile(sch: Any, main: Any, warps: Warps, depth_last: list[bool]) -> None:
     for operand in range(2):
         copy = sch.cache_read(outer, operand, intrinsics.OPERANDS)
         sch.compute_at(copy, step, preserve_unit_loops=True)
-        _share(sch, copy, warps, (cols if operand else rows) * _DEPTH, _VECTOR)
+        _share(sch, copy, warps, (cols if operand else rows) * warps.depth, _VECTOR)
         sch.storage_align(copy, 0, axis=-2, factor=16, offset=_VECTOR)
         dlight.auto_inline_producers(sch, copy)
     fragments = [sch.cache_read(outer, operand, f"wmma.matrix_{'ab'[operand]}") for operand in range(2)]
@@ -125,7 +133,10 @@ def _tile(sch: Any, main: Any, warps: Warps, depth_last: list[bool]) -> None:
     sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], intrinsics.fill())
     sch.tensorize(_cut(sch, sums), intrinsics.store())
     sch.tensorize(sch.get_loops(main)[-3], intrinsics.product(*transposed))
-    dlight.auto_inline_consumer_chain(sch, result)
+    if final is None:
+        dlight.auto_inline_consumer_chain(sch, result)
+    else:
+        add_parts(sch, final)
     _share(sch, result, warps, rows * cols, 4)
 
 

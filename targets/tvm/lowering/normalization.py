@@ -15,26 +15,36 @@ if TYPE_CHECKING:
 
 def _layer_check(n: View) -> str | None:
     wanted = {"float16": 10, "float32": 1}.get(n.dtype(0), 1)
-    if n.wants(1) or n.wants(2):
-        return "LayerNormalization with mean or deviation as outputs has no lowering to TVM"
     return None if n.attr("stash_type", 1) in (1, wanted) else "LayerNormalization of this stash_type has no lowering"
 
 
 @lowers("LayerNormalization", dtypes=FLOATS, check=_layer_check)
 def layer_norm(c: Lowering, n: View) -> list[Expr | None]:
-    axis, rank = n.axis(-1), n.rank(0)
-    x, scale = c.input(n, 0), c.input(n, 1)
-    out = c.op.multiply(centred(c, x, list(range(axis, rank)), float(n.attr("epsilon", 1e-5)), n.dtype(0)), scale)
-    bias = c.optional(n, 2)
-    return [out if bias is None else c.op.add(out, bias), None, None]
+    dtype, scale, bias = n.dtype(0), c.input(n, 1), c.optional(n, 2)
+    parts = _Centred(c, c.input(n, 0), list(range(n.axis(-1), n.rank(0))), float(n.attr("epsilon", 1e-5)), dtype)
+    out = c.op.multiply(c.cast(c.op.divide(parts.away, parts.deviation), dtype), scale)
+    return [
+        out if bias is None else c.op.add(out, bias),
+        c.cast(parts.mean, n.out_dtype(1)) if n.wants(1) else None,
+        c.cast(c.op.divide(c.const(1, parts.kind), parts.deviation), n.out_dtype(2)) if n.wants(2) else None,
+    ]
+
+
+class _Centred:
+    """Mean, distance from it, and standard deviation over axes; of half precision in float32 (`kind`)."""
+
+    def __init__(self, c: Lowering, x: Expr, axes: list[int], epsilon: float, dtype: str) -> None:
+        x, self.kind = c.widened(x, dtype), "float32" if dtype == "float16" else dtype
+        self.mean = c.emit(c.op.mean(x, axis=axes, keepdims=True))
+        self.away = c.emit(c.op.subtract(x, self.mean))
+        variance = c.emit(c.op.mean(c.op.multiply(self.away, self.away), axis=axes, keepdims=True))
+        self.deviation = c.emit(c.op.sqrt(c.op.add(variance, c.const(epsilon, self.kind))))
 
 
 def centred(c: Lowering, x: Expr, axes: list[int], epsilon: float, dtype: str) -> Expr:
     """(x - mean) / sqrt(variance + epsilon) over axes."""
-    x, kind = c.widened(x, dtype), "float32" if dtype == "float16" else dtype
-    away = c.emit(c.op.subtract(x, c.emit(c.op.mean(x, axis=axes, keepdims=True))))
-    variance = c.emit(c.op.mean(c.op.multiply(away, away), axis=axes, keepdims=True))
-    return c.cast(c.op.divide(away, c.emit(c.op.sqrt(c.op.add(variance, c.const(epsilon, kind))))), dtype)
+    parts = _Centred(c, x, axes, epsilon, dtype)
+    return c.cast(c.op.divide(parts.away, parts.deviation), dtype)
 
 
 @lowers("RMSNormalization", dtypes=FLOATS)

@@ -35,7 +35,7 @@ ALL = NUMBERS | {"bool"}
 MOVES_DATA = ALL
 
 _FAMILIES = ("elementwise", "linear", "pooling", "reduction", "normalization", "movement", "indexing", "quantized",
-             "recurrent", "control", "resize", "four_bits")  # fmt: skip
+             "recurrent", "control", "resize", "four_bits", "attention")  # fmt: skip
 
 
 @dataclass(frozen=True)
