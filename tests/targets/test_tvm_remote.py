@@ -219,7 +219,7 @@ def test_tuning_goes_on_when_a_machine_dies_half_way(
         return show
 
     monkeypatch.setattr(model, "_watch", killing)
-    options = Options(tune=120.0, remote=farm.remote())
+    options = Options(tune=600.0, remote=farm.remote())
     artifact = driver.compile(net / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
     assert farm.servers[0].poll() is not None, "it was killed"
     assert artifact.manifest["numerics"]["status"] == "passed"
