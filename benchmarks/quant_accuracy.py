@@ -84,8 +84,10 @@ def score(task: Task, path: Path, samples: int | None) -> dict[str, np.ndarray]:
 def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> Outcome:
     """Quantize with every tool, score, count, and time all of them together."""
     from graphopt.errors import GraphoptError
+    from graphopt.targets.onnxruntime.isa import resolve
 
-    made_at = provenance()
+    # Processors of one name differ here, and without VNNI int8 kernels saturate.
+    made_at = f"{provenance()}, int8 kernels for {resolve('auto')}"
     calibration = task.calibration_of(options.calibration)
     place = options.folder / "quant" / task.name
     found: dict[str, Result] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from graphopt.targets.tvm.machine import Isa, host_isa, missing_flags, of
 
@@ -18,14 +19,16 @@ ISAS: list[Isa] = [isa for isa in _ALL if not missing_flags(isa)]
 
 
 def compiled(places: Sequence[Any], out: Any, arrays: Sequence[np.ndarray], isa: Isa, threads: int = 2) -> np.ndarray:
-    """Schedule, build and run a TE expression."""
+    """Schedule, build and run a TE expression, on all threads however small it is."""
     import tvm
     from tvm import te
 
-    from graphopt.targets.tvm.cpu.dispatch import schedule_function
+    from graphopt.targets.tvm.cpu import dispatch
 
     machine = of(isa, threads)
-    function = schedule_function(te.create_prim_func([*places, out]), machine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "_WORTH_THREADS", 0)
+        function = dispatch.schedule_function(te.create_prim_func([*places, out]), machine)
     unset = np.nan if str(out.dtype).startswith("float") else 77
     result = tvm.runtime.tensor(np.full([int(dim) for dim in out.shape], unset, str(out.dtype)))
     tvm.tirx.build(function, target=machine.target())["main"](*map(tvm.runtime.tensor, arrays), result)

@@ -49,6 +49,23 @@ def test_conv2d(seed: int, isa: Isa) -> None:
     check(compiled(places, out, (x, packed, bias, residual), isa), expected)
 
 
+@pytest.mark.parametrize("size, threads", [(4, False), (32, True)])
+def test_small_functions_keep_to_one_thread(size: int, threads: bool) -> None:
+    from tvm import te
+
+    from graphopt.targets.tvm.cpu.dispatch import schedule_function
+    from graphopt.targets.tvm.cpu.rules import conv2d
+
+    isa = host_isa()
+    assert isa is not None
+    machine, window = of(isa, 2), conv2d.Window((1, 1), (1, 1), (1, 1, 1, 1), 1)
+    shape, w = (1, size, size, 32), np.random.default_rng(0).standard_normal((32, 32, 3, 3), "float32")
+    packed = conv2d.packed(shape, w, window, machine)
+    places = [te.placeholder(shape, name="x"), te.placeholder(packed.shape, name="w")]
+    scheduled = schedule_function(te.create_prim_func([*places, conv2d.define(*places, window, 32)]), machine)
+    assert ("T.parallel" in scheduled.script()) == threads
+
+
 @pytest.mark.parametrize("shape, channels", [((1, 7, 7, 1024), 40), ((1, 9, 5, 512), 96), ((2, 1, 1, 24), 1000)])
 def test_pointwise_conv2d_of_aliasing_and_of_tiny_images(shape: tuple[int, ...], channels: int) -> None:
     from tvm import te

@@ -29,6 +29,9 @@ from graphopt.targets.tvm.cpu.rules import (
 from graphopt.targets.tvm.cpu.vector_math import use_polynomials
 from graphopt.targets.tvm.machine import Machine
 
+# Multiply-adds below which starting other threads costs more than it brings.
+_WORTH_THREADS = 1 << 20
+
 _RULES: Mapping[str, Callable[[Fused, Machine], loops.Stmt]] = {
     attention.NAME: attention.schedule,
     binary.CONV: binary.schedule_conv,
@@ -63,4 +66,5 @@ def schedule_function(function: Any, machine: Machine) -> Any:
 
 
 def _anchored(fused: Fused, machine: Machine) -> loops.Stmt:
-    return _RULES[str(fused.attributes[ANCHOR])](fused, machine)
+    nest = _RULES[str(fused.attributes[ANCHOR])](fused, machine)
+    return nest if fused.steps is None or fused.steps >= _WORTH_THREADS else loops.serial(nest)

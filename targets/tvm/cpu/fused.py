@@ -7,8 +7,9 @@ Not here: what an anchor computes (the rules), and functions without an anchor (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -16,7 +17,7 @@ from tvm import tirx
 from tvm_ffi import structural_map
 
 from graphopt.targets.tvm.cpu.inlining import ANCHOR, NotTaken, inline
-from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, as_index, load, loads, store, vectorized
+from graphopt.targets.tvm.cpu.loops import Buffer, Expr, Stmt, as_index, load, loads, static, store, vectorized
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Fused:
         output: the buffer that the function writes.
         axes: the epilogue's index variables, one per axis of `output`; empty without an epilogue.
         value: the epilogue's expression in terms of `axes` and loads of `result`; None without an epilogue.
+        steps: rounds of the anchor's loops (multiply-adds of a contraction); None when an extent is dynamic.
     """
 
     attributes: Mapping[str, Any]
@@ -38,6 +40,7 @@ class Fused:
     output: Buffer
     axes: Sequence[Any]
     value: Expr | None
+    steps: int | None
 
     def finish(self, indices: Sequence[Expr], lanes: int, accumulator: Buffer) -> Stmt:
         """Apply the epilogue to `lanes` results that begin at `indices`, and store them."""
@@ -70,7 +73,7 @@ def take_apart(function: Any) -> Fused:
         raise NotTaken(f"{len(anchors)} anchors")
     others = [block for block in blocks if ANCHOR not in block.annotations]
     alone = anchor_alone(anchors[0], function)
-    result, reads = alone.result, alone.reads
+    result = alone.result
     if not others:
         return alone
     if len(others) > 1:
@@ -78,7 +81,7 @@ def take_apart(function: Any) -> Fused:
     body = others[0].body
     axes = [axis.var for axis in others[0].iter_vars]
     _check_elementwise(body, axes, result)
-    return Fused(alone.attributes, reads, result, body.buffer, axes, body.value)
+    return replace(alone, output=body.buffer, axes=axes, value=body.value)
 
 
 def anchor_alone(anchor: Any, function: Any) -> Fused:
@@ -92,7 +95,9 @@ def anchor_alone(anchor: Any, function: Any) -> Fused:
     reads = [param for param in function.params if any(param.same_as(source) for source in read)]
     if len(reads) < len(read):
         raise NotTaken("the anchor reads a value computed in the same function")
-    return Fused(anchor.annotations, reads, result, result, (), None)
+    extents = [static(axis.dom.extent) for axis in anchor.iter_vars]
+    steps = math.prod(extents) if all(isinstance(extent, int) for extent in extents) else None
+    return Fused(anchor.annotations, reads, result, result, (), None, steps)
 
 
 def _check_elementwise(body: Any, axes: Sequence[Any], result: Buffer) -> None:

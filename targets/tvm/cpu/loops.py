@@ -64,6 +64,17 @@ def parallel(extent: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     return loop(extent, body, "task", ForKind.PARALLEL)
 
 
+def serial(stmt: Stmt) -> Stmt:
+    """The statement with its parallel loops run by one thread."""
+
+    def one_by_one(node: Any) -> Any:
+        if node.kind != ForKind.PARALLEL:
+            return node
+        return tirx.For(node.loop_var, node.min, node.extent, ForKind.SERIAL, node.body)
+
+    return structural_map(stmt, [(tirx.For, one_by_one)])
+
+
 def vectorized(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     """A loop that becomes vector instructions of so many lanes."""
     return loop(lanes, body, "lane", ForKind.VECTORIZED)

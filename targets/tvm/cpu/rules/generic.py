@@ -27,7 +27,7 @@ from graphopt.targets.tvm.cpu.rules import words
 from graphopt.targets.tvm.machine import Machine
 
 # Element operations below which starting other threads costs more than it brings.
-_WORTH_THREADS = 1 << 14
+_WORTH_THREADS = 1 << 16
 # Vectors that a reduction over the last axis keeps in flight.
 _WAYS = 4
 
