@@ -39,7 +39,7 @@ def test_a_convolution(isa: Isa, tmp_path: Path) -> None:
     weights = rng.standard_normal((11, 5, 3, 3), "float32")
     packed = conv2d.packed(x.shape, weights, window, of(isa, 2))
     places = places_of(x, packed)
-    got = emulated(isa, places, conv2d.define(*places, window, 11), [x, packed], tmp_path)
+    got = emulated(isa, places, conv2d.define(places[0], places[1], window, 11), [x, packed], tmp_path)
     np.testing.assert_allclose(got, convolve(x, weights, window), rtol=0, atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_a_binary_convolution(channels: int, tmp_path: Path) -> None:
     assert packing is not None
     arrays = (packing.pack(x), *binary.conv_operands(x.shape, w, window, machine))
     places = places_of(*arrays)
-    got = emulated("neon", places, binary.define_conv(*places, window, 17), arrays, tmp_path)
+    got = emulated("neon", places, binary.define_conv(places[0], places[1], places[2], window, 17), arrays, tmp_path)
     np.testing.assert_array_equal(got, convolve(x, w, window))
 
 
@@ -81,7 +81,7 @@ def test_a_binary_product_and_its_packing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(packed, packing.pack(x))
     arrays = (packed, binary.product_operand(x.shape, w, machine))
     places = places_of(*arrays)
-    got = emulated("neon", places, binary.define_product(*places, 416, 31), arrays, tmp_path)
+    got = emulated("neon", places, binary.define_product(places[0], places[1], 416, 31), arrays, tmp_path)
     np.testing.assert_array_equal(got, x @ w)
 
 

@@ -176,7 +176,8 @@ def test_tuning_goes_on_when_a_machine_hangs_half_way(
     monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(search, "PATIENCE", 6)
     monkeypatch.setattr(model, "_BENCH_SECONDS", 0.2)
-    watch, hung = model._watch, []
+    watch = model._watch
+    hung: list[int] = []
 
     def stopping(*arguments: Any) -> Any:
         def show(tuner: Tuner) -> None:
