@@ -109,7 +109,14 @@ class Reference:
     def __exit__(self, *exc: object) -> None:
         self._plain, self._others = [], None
 
-    def judge(self, candidate: Path, tolerance: ToleranceClass, factory: RunnerFactory | None = None) -> NumericsReport:
+    def judge(
+        self,
+        candidate: Path,
+        tolerance: ToleranceClass,
+        factory: RunnerFactory | None = None,
+        *,
+        noisy: bool = False,
+    ) -> NumericsReport:
         """Run `candidate` on the reference's feeds and judge every output by the tolerance class.
 
         Inputs and outputs that are float32 in the reference and codes or half precision in the candidate are converted
@@ -118,8 +125,9 @@ class Reference:
         Args:
             candidate: file of the result.
             tolerance: a key of `TOLERANCES`.
-            factory: opens the candidate, e.g. on another device; None opens it as the reference was. What that device
-                changes on the reference itself (tf32, other orders of summation) is then part of the noise floor.
+            factory: opens the candidate, e.g. on another device; None opens it as the reference was.
+            noisy: that device may compute with fewer bits than the model has (TF32): what it changes on the reference
+                itself is part of the noise floor.
         """
         labels = tuple(case.label for case in self.cases)
         if self.unchecked:
@@ -141,7 +149,7 @@ class Reference:
             reason = f"the result's outputs are {list(results[0])}, the reference's {list(self._plain[0])}"
             return NumericsReport("failed", tolerance, reason, cases=labels)
         report = self._verdict(results, tolerance, labels, [])
-        if report.status == "failed" and factory is not None and tolerance == "reassociates":
+        if report.status == "failed" and noisy and tolerance == "reassociates":
             # What the device changes on the reference itself can only allow more, and may take long to find out.
             report = self._verdict(results, tolerance, labels, self._moved(factory))
         if not converted:

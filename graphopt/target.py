@@ -177,6 +177,11 @@ class Target(ABC):
         """True when it computes as the reference does: the same runtime on the same device."""
         return False
 
+    def rounds_operands(self) -> bool:
+        """True when it may compute with fewer bits than the model has (TF32): what it changes on the untouched model is
+        then noise, and a fault of its code otherwise."""
+        return False
+
     @abstractmethod
     def available(self) -> str | None:
         """None when a model can be run here; else why not and what to install."""

@@ -221,6 +221,9 @@ class Cuda(_OrtTarget):
         wanted = TENSORRT_PROVIDER if self.provider == "tensorrt" else CUDA_PROVIDER
         return _no_runtime("cuda") or _no_gpu(wanted)
 
+    def rounds_operands(self) -> bool:
+        return self.tf32
+
     def session_settings(self) -> SessionSettings:
         given = dict(option.split("=", 1) for option in self.options)
         options = {"device_id": str(self.device_id), **given}
@@ -273,6 +276,9 @@ class OnnxRuntime(_OrtTarget):
 
     def available(self) -> str | None:
         return self._target().available()
+
+    def rounds_operands(self) -> bool:
+        return self._target().rounds_operands()
 
     def session_settings(self) -> SessionSettings:
         return self._target().session_settings()

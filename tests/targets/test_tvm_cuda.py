@@ -104,6 +104,24 @@ def test_without_a_gpu_it_is_compiled_and_not_run(tmp_path: Path) -> None:
 
 
 @needs_nvcc
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "(float[1,64,32,64] x, bool[1,64,32,64] c) => (float[1,64,32,64] y) { z = Neg(x) y = Where(c, x, z) }",
+        "(float[1,64,32,64] x, float[1,64,32,64] z) => (bool[1,64,32,64] y) { y = Greater(x, z) }",
+        "(bool[1,64,32,64] x) => (bool[1,64,32,64] y) { y = Not(x) }",
+        "(bool[1,64,32,64] x) => (float[1,64,32,64] y) { y = Cast<to=1>(x) }",
+    ],
+)
+def test_bools_of_many_elements(tmp_path: Path, graph: str) -> None:
+    write(from_text(f'<ir_version: 10, opset_import: ["" : 21]> bools {graph}'), tmp_path / "net.onnx")
+    target = "tvm{device=cuda arch=sm_90 emulator=cpu}"
+    artifact = driver.compile(tmp_path / "net.onnx", target, tmp_path / "build", Options(repro=None))
+    assert artifact.manifest["numerics"]["status"] == "passed", artifact.report["numerics"]
+    assert artifact.report["lowering"]["parts"][0]["rules"] == {"spatial": 1}
+
+
+@needs_nvcc
 def test_parts_for_the_gpu_and_for_onnx_runtime(tmp_path: Path) -> None:
     write(from_text(MIXED), tmp_path / "mixed.onnx")
     target = "tvm{device=cuda arch=sm_90 emulator=cpu fallback=onnxruntime}"

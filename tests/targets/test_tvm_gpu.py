@@ -111,6 +111,20 @@ def test_large_elementwise_functions_use_vectors(monkeypatch: pytest.MonkeyPatch
 
 
 @without_gpu
+@pytest.mark.parametrize("depth", [96, 2048])
+def test_a_product_chooses_by_bools(depth: int) -> None:
+    from tvm import relax
+
+    def build(builder: Any, x: Any) -> Any:
+        rows = builder.emit(relax.op.strided_slice(x, [1], [0], [96]))
+        flags = builder.emit(relax.op.permute_dims(builder.emit(relax.op.greater(rows, relax.const(0.0))), [1, 0]))
+        product = builder.emit(relax.op.matmul(x, constant(depth, 96)))
+        return relax.op.where(flags, product, relax.const(7.0))
+
+    assert check(build, (96, depth))["contraction"] == 1
+
+
+@without_gpu
 def test_attention_is_products_and_reductions() -> None:
     from tvm import relax
 

@@ -18,6 +18,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu import matmul as dlight
 
+from graphopt.targets.tvm.gpu.spatial import holds_bools
 from graphopt.targets.tvm.gpu.split import add_parts, split_depth
 from graphopt.targets.tvm.gpu.tiling import TILES, VECTOR, Problem, Tile, best
 from graphopt.targets.tvm.machine import Machine
@@ -42,8 +43,13 @@ def schedule(function: Any, machine: Machine, choice: tuple[Tile, int] | None = 
     tile, parts = choice or best(problem, TILES, machine.arch)
     depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
     as_product(sch, main, depth_last)
-    _tile(sch, main, tile, parts, depth_last)
+    _tile(sch, main, tile, parts, depth_last, store_vector(function))
     return sch.mod["main"]
+
+
+def store_vector(function: Any) -> int:
+    """Elements that the epilogue of a function handles at once."""
+    return 1 if any(tirx.is_buffer_var(param) and holds_bools(param) for param in function.params) else VECTOR
 
 
 def problem_of(block: Any) -> Problem | None:
@@ -79,7 +85,7 @@ def as_product(sch: Any, main: Any, depth_last: list[bool]) -> None:
     sch.transform_block_layout(main, dlight.make_iter_fusion_index_map(traits[3], [batch, row, col, depth]))
 
 
-def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool]) -> None:
+def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool], stored: int) -> None:
     sch.pad_einsum(main, [1, tile.rows, tile.cols, tile.depth * parts])
     final = None
     if parts > 1:
@@ -106,8 +112,8 @@ def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool]) -
     if final is None:
         dlight.auto_inline_consumer_chain(sch, store)
     else:
-        add_parts(sch, final)
-    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, VECTOR])[-1])
+        add_parts(sch, final, stored)
+    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, VECTOR if final else stored])[-1])
     sch.decompose_reduction(main, step)
 
 

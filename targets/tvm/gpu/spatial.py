@@ -121,12 +121,19 @@ def _extents(sch: Any, block: Any) -> tuple[int, int]:
 
 
 def _is_vector(sch: Any, block: Any) -> bool:
-    """Whether threads may take four neighbours each: enough outputs, and every operand read as neighbours or once."""
+    """Whether threads may take four neighbours each: enough outputs, no bools, operands read as neighbours or once."""
     stmt = sch.get(block)
     spatial = [item for item in stmt.iter_vars if item.iter_type == tirx.IterVar.DataPar]
     if not spatial or int(spatial[-1].dom.extent) % _VECTOR or _extents(sch, block)[1] < _MANY:
         return False
+    if any(holds_bools(region.source) for region in (*stmt.reads, *stmt.writes)):
+        return False
     return all(_follows(indices, spatial[-1].var) for indices in _accesses(stmt.body))
+
+
+def holds_bools(buffer: Any) -> bool:
+    """TVM's CUDA code moves vectors of bools as if each had two bytes."""
+    return str(buffer.ty.dtype) == "bool"
 
 
 def _accesses(body: Any) -> list[Any]:

@@ -32,8 +32,8 @@ def split_depth(sch: Any, main: Any, parts: int) -> tuple[Any, Any]:
     return partial, main
 
 
-def add_parts(sch: Any, final: Any) -> None:
-    """Schedule the block that adds, and the epilogue behind it; columns are a multiple of four."""
+def add_parts(sch: Any, final: Any, stored: int) -> None:
+    """Schedule the block that adds, and the epilogue behind it, which stores so many columns at once (one or four)."""
     batch, row, col, part = sch.get_loops(final)
     col, lanes = sch.split(col, [None, VECTOR])
     block, thread = sch.split(sch.fuse(batch, row, col), [None, _THREADS])
@@ -44,5 +44,5 @@ def add_parts(sch: Any, final: Any) -> None:
     store = sch.cache_write(final, 0, "local")
     sch.reverse_compute_at(store, thread, preserve_unit_loops=True)
     dlight.auto_inline_consumer_chain(sch, store)
-    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, VECTOR])[-1])
+    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, stored])[-1])
     sch.decompose_reduction(final, part)

@@ -16,7 +16,7 @@ from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu import matmul as dlight
 
 from graphopt.targets.tvm.gpu import intrinsics
-from graphopt.targets.tvm.gpu.contraction import as_product, depth_is_last, problem_of
+from graphopt.targets.tvm.gpu.contraction import as_product, depth_is_last, problem_of, store_vector
 from graphopt.targets.tvm.gpu.intrinsics import SIZE
 from graphopt.targets.tvm.gpu.split import add_parts, split_depth
 from graphopt.targets.tvm.gpu.tiling import best
@@ -79,7 +79,7 @@ def schedule(function: Any, machine: Machine, choice: tuple[Warps, int] | None =
     depth_last = [depth_is_last(sch.get(main), operand) for operand in range(2)]
     as_product(sch, main, depth_last)
     warps, parts = choice or best(problem, CHOICES, machine.arch)
-    _tile(sch, main, warps, parts, depth_last)
+    _tile(sch, main, warps, parts, depth_last, store_vector(function))
     return sch.mod["main"]
 
 
@@ -88,7 +88,7 @@ def _of_halves(block: Any) -> bool:
     return reads == ["float16", "float16"] and str(block.writes[0].source.ty.dtype) == "float32"
 
 
-def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool]) -> None:
+def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool], stored: int) -> None:
     rows, cols = warps.rows, warps.cols
     sch.pad_einsum(main, [1, rows, cols, warps.depth * parts])
     final = None
@@ -136,8 +136,8 @@ def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool])
     if final is None:
         dlight.auto_inline_consumer_chain(sch, result)
     else:
-        add_parts(sch, final)
-    _share(sch, result, warps, rows * cols, 4)
+        add_parts(sch, final, stored)
+    _share(sch, result, warps, rows * cols, 4 if final else stored)
 
 
 def _share(sch: Any, block: Any, warps: Warps, size: int, vector: int) -> None:
