@@ -86,6 +86,11 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "the mean of one element is the element",
     ),
     (
+        "fuse-prelu",
+        "without *: not m.has('sign') or m.same_shape(m['sign'].outputs[0], x)",
+        "the rewriter refuses another rank; this one says why",
+    ),
+    (
         "fuse-global-pool",
         "without *: m.attr(node, 'keepdims', 1) == 1",
         "the rewriter refuses another rank; this one says why",
