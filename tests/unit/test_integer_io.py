@@ -36,7 +36,7 @@ FEEDS = {
     "x": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32),
     "k": np.arange(3, dtype=np.int64),
 }
-STATIC = "quantize-static{method=minmax saturation=ignore}"
+STATIC = "quantize-static{method=minmax saturation=safe}"
 
 
 def made(passes: str, folder: Path, net: str = NET, feeds: Any = None) -> tuple[Any, Context]:

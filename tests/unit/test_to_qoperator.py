@@ -57,7 +57,7 @@ def rewritten(net: str) -> tuple[Any, list[str]]:
     ("options", "convs"), [("", 3), (" per_channel=false", 3), (" symmetric=true activation=int8", 1)]
 )
 def test_codes_stay_within_one(options: str, convs: int, tmp_path: Path, run_model: Any) -> None:
-    static = f"quantize-static{{method=minmax saturation=ignore{options}}}"
+    static = f"quantize-static{{method=minmax saturation=safe{options}}}"
     plain, _ = made(static, tmp_path)
     model, _ = made(f"{static},to-qoperator,dce", tmp_path)
     ops = Counter(node.op_type for node in model.graph)
