@@ -213,7 +213,7 @@ def _states() -> dict[str, Any]:
 @pytest.mark.parametrize("options", ["", "saturation=safe"])
 def test_lstm(options: str, run_model: Any) -> None:
     model = model_of(LSTM)
-    assert quantize(model, options).rewriter.changes == 1
+    assert quantize(model, options, target="cpu").rewriter.changes == 1  # of this machine, which runs it
     assert ops(model) == {"DynamicQuantizeLSTM": 1}
     want, got = run_model(model_of(LSTM), _states()), run_model(model, _states())
     assert all(1e-4 < np.abs(want[name] - got[name]).max() < 0.05 for name in ("y", "last"))
