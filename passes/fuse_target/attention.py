@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.manager.base import Tolerance
 from graphopt.manager.worklist import NodePass, Uninteresting
-from graphopt.passes.fuse_target._attention_core import Core, find_core
-from graphopt.passes.fuse_target._emit_attention import Heads, emit
 from graphopt.passes.fuse_target._layout import View, walk
 
 if TYPE_CHECKING:
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from graphopt.ir.builder import Builder
     from graphopt.manager.match import Match
     from graphopt.manager.worklist import Replacement
+    from graphopt.passes.fuse_target._attention_core import Core
+    from graphopt.passes.fuse_target._emit_attention import Heads
 
 # Layout ops that may stand between the second MatMul and the merged heads.
 _MERGING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
@@ -38,6 +38,9 @@ class FuseAttention(NodePass):
     ops: ClassVar[tuple[str, ...]] = ("Reshape",)
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
+        from graphopt.passes.fuse_target._attention_core import find_core
+        from graphopt.passes.fuse_target._emit_attention import emit
+
         final = _final_product(node)
         core = find_core(m, final)
         _require_private(m, final, core)
@@ -125,4 +128,6 @@ def _heads(m: Match, core: Core, merged: View) -> Heads:
     width = m.dims(core.query[0].value)[-1]
     m.require(isinstance(width, int), "the number of channels of a head is not known")
     assert isinstance(width, int)
+    from graphopt.passes.fuse_target._emit_attention import Heads
+
     return Heads(heads, width, channels)

@@ -17,13 +17,11 @@ from graphopt.ir import optable, sites
 from graphopt.ir.constants import const_tensor, model_bytes
 from graphopt.manager.base import Pass
 from graphopt.passes.quantize._half_constants import LARGEST
-from graphopt.passes.quantize._half_io import retype
-from graphopt.passes.quantize._half_plan import ALONE, READERS, Limits, Plan, is_float, make_plan
-from graphopt.passes.quantize._half_rewrite import Conversion
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
+    from graphopt.passes.quantize._half_plan import Plan
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,9 @@ class ConvertHalf(Pass):
         else:
             observed = _observe(model, ctx) if self._guards else {}
         self._check_keep(model, ctx)
+        from graphopt.passes.quantize._half_plan import Limits, make_plan
+        from graphopt.passes.quantize._half_rewrite import Conversion
+
         limits = Limits(self.narrow, self.max, frozenset(self.keep), observed, ends=not self.keep_io)
         plan = make_plan(model, ctx, limits)
         before = model_bytes(model)
@@ -83,6 +84,7 @@ class ConvertHalf(Pass):
     def _retype(self, model: ir.Model, ctx: Context, ends: list[str]) -> None:
         """Change the interface, in one rewrite."""
         from graphopt import ir
+        from graphopt.passes.quantize._half_io import retype
 
         if not ends:
             return
@@ -104,6 +106,8 @@ class ConvertHalf(Pass):
                 raise GraphoptError(f"pass {self.name!r}: keep={text} is neither an op nor a node of the model{near}")
 
     def _report(self, ctx: Context, plan: Plan, done: int, saved: int, masks: list[str | None]) -> None:
+        from graphopt.passes.quantize._half_plan import ALONE, READERS
+
         reasons: Counter[str] = Counter()
         for node, why in plan.kept.items():
             if node.graph is None or (node.op_type in READERS and node.domain == ""):
@@ -154,6 +158,8 @@ def _read_ranges(name: str, path: Path, model: ir.Model) -> dict[str, tuple[floa
 
 def _observe(model: ir.Model, ctx: Context) -> dict[str, tuple[float, float]]:
     """Ranges of the main graph's values on the calibration data; infinite where a value was not finite."""
+    from graphopt.passes.quantize._half_plan import is_float
+
     if ctx.calibration is None:
         return {}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]

@@ -13,7 +13,6 @@ from graphopt.ir.constants import const_scalar
 from graphopt.manager.base import Pass, Tolerance
 from graphopt.quantization.affine import QParams, params_from_range, qtype, storage
 from graphopt.quantization.interface import read_codes, write_codes
-from graphopt.quantization.ranges import parse_method
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -52,6 +51,8 @@ class IntegerIO(Pass):
     outputs: bool = True
 
     def run(self, model: ir.Model, ctx: Context) -> None:
+        from graphopt.quantization.ranges import parse_method
+
         if ctx.rewriter.opset("") < _OPSET:
             ctx.note(f"opset {ctx.rewriter.opset('')} has no QuantizeLinear; raise it with convert-opset")
             return

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.analysis.shapes import MAX_VALUES
 from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_tensor, model_bytes
@@ -242,4 +241,6 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
 def _is_news(value: ir.Value, content: Any, ctx: Context) -> bool:
     if value.dtype is None or not value.dtype.is_integer() or len(content.shape) > 1:
         return False
+    from graphopt.analysis.shapes import MAX_VALUES
+
     return math.prod(content.shape) <= MAX_VALUES and ctx.shapes.ints(value) is None

@@ -271,6 +271,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow  # a timing says little while other tests run
 def test_help_and_passes_are_instant() -> None:
     # An installed graphopt has its bytecode; the first of the runs writes it here.
     cached = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
