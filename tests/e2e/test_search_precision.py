@@ -63,21 +63,20 @@ def test_nodes_are_timed_and_a_plan_repeats_the_choice(folder: Path, monkeypatch
 
 
 def test_a_slow_place_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Really timed, but for one node of the int8 model, which is made out to take a second."""
+    """Really timed, but of the int8 model one node takes a second, the rest nothing; nor do changes of layout."""
 
     def timed(*args: Any) -> Any:
         floats, ints = slowness.time_nodes(*args, seconds=0.1)
         slow = [name for name in ints if name.startswith("second")]
         assert slow
         fast = {name: replace(item, seconds=0.0) for name, item in ints.items()}
+        floats |= {name: replace(item, seconds=0.0) for name, item in floats.items() if item.op.startswith("Reorder")}
         return [floats, fast | {name: replace(ints[name], seconds=1.0) for name in slow}]
 
     monkeypatch.setattr("graphopt.sitetimer.time_nodes", timed)
     artifact = compile("slow")
     reasons = {row["site"]: row["reason"] for row in artifact.report["remarks"] if row["status"] == "missed"}
-    # A node between both may be counted with the first one too.
-    assert "second" in reasons and set(reasons) <= {"first", "second"}
-    assert reasons["second"].endswith("x of float on this machine")
+    assert list(reasons) == ["second"] and reasons["second"].endswith("x of float on this machine")
 
 
 def test_without_a_target_time_is_refused(folder: Path) -> None:
