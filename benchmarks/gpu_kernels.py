@@ -221,7 +221,7 @@ def _microseconds(run: Any) -> float:
     run()
     means = []
     for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # of torch
         start.record()
         for _ in range(RUNS):
             run()

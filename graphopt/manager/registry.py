@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 import sys
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from graphopt.manager.plugins import entry_points
 from graphopt.spec import Spec, build
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.metadata import EntryPoint
 
 _loaded: dict[str, type[Pass]] = {}
@@ -35,10 +37,18 @@ def _walk(package: str) -> list[ModuleType]:
         for info in pkgutil.walk_packages(root.__path__, f"{package}.")
         if not info.name.rsplit(".", 1)[-1].startswith(("_", "make_", "worker"))
     ]
-    enabled = gc.isenabled()
-    gc.disable()  # importing makes no garbage, and looking for it takes a tenth of the time
-    try:
+    with _permanent():
         return [importlib.import_module(name) for name in sorted(names)]
+
+
+@contextmanager
+def _permanent() -> Iterator[None]:
+    """What is imported here stays for good: the garbage collector does not look at it, neither now nor at the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
     finally:
         if enabled:
             gc.enable()

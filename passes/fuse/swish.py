@@ -95,7 +95,7 @@ def _largest_exponent(m: Match, x: ir.Value) -> float:
     import ml_dtypes
     import numpy as np
 
-    return float(np.log(float(ml_dtypes.finfo(m.dtype(x).numpy()).max))) - 0.01  # type: ignore[no-untyped-call]
+    return float(np.log(float(ml_dtypes.finfo(m.dtype(x).numpy()).max))) - 0.01  # type: ignore[no-untyped-call]  # ml_dtypes has no types
 
 
 class FuseLeakyRelu(NodePass):

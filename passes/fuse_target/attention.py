@@ -121,6 +121,8 @@ def _merged_heads(m: Match, value: ir.Value, final: ir.Node, core: Core) -> View
 
 def _heads(m: Match, core: Core, merged: View) -> Heads:
     """Number of heads and channels of a value head."""
+    from graphopt.passes.fuse_target._emit_attention import Heads
+
     sizes = {factor.name: factor.size for axis in merged.axes for factor in axis}
     heads, channels = sizes["X"], sizes.get("x")
     m.require(isinstance(heads, int) and isinstance(channels, int), "the number of heads is not known")
@@ -128,6 +130,4 @@ def _heads(m: Match, core: Core, merged: View) -> Heads:
     width = m.dims(core.query[0].value)[-1]
     m.require(isinstance(width, int), "the number of channels of a head is not known")
     assert isinstance(width, int)
-    from graphopt.passes.fuse_target._emit_attention import Heads
-
     return Heads(heads, width, channels)

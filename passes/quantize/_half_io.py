@@ -55,14 +55,15 @@ def _retype_output(graph: ir.Graph, index: int, dtype: ir.DataType, fresh: Fresh
     old, name = graph.outputs[index], str(graph.outputs[index].name)
     maker = old.producer()
     old.name = fresh(f"{name}_float")
-    half = maker.inputs[0] if maker is not None and _casts_to(maker, ir.DataType.FLOAT) else None
-    made_here = half is not None and half.producer() is not None and half.graph is graph and not half.is_graph_output()
-    if half is not None and made_here and half.dtype == dtype:
-        half.name = name
-        graph.outputs[index] = half
-        if not old.uses() and not old.is_graph_output():
-            graph.remove(maker, safe=True)  # type: ignore[arg-type]
-        return
+    if maker is not None and _casts_to(maker, ir.DataType.FLOAT):
+        half = maker.inputs[0]
+        made_here = half is not None and half.producer() is not None and half.graph is graph
+        if half is not None and made_here and not half.is_graph_output() and half.dtype == dtype:
+            half.name = name
+            graph.outputs[index] = half
+            if not old.uses() and not old.is_graph_output():
+                graph.remove(maker, safe=True)
+            return
     cast = _cast(old, dtype, fresh)
     cast.outputs[0].name = name
     graph.outputs[index] = cast.outputs[0]

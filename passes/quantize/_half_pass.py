@@ -45,7 +45,7 @@ class ConvertHalf(Pass):
     keep_io: bool = True
 
     @property
-    def changes_interface(self) -> bool:  # type: ignore[override]
+    def changes_interface(self) -> bool:  # type: ignore[override]  # a class attribute of other passes
         """Inputs and outputs keep their types unless `keep_io=false`."""
         return not self.keep_io
 
@@ -59,14 +59,14 @@ class ConvertHalf(Pass):
         return self.max < LARGEST["BFLOAT16"]
 
     def run(self, model: ir.Model, ctx: Context) -> None:
+        from graphopt.passes.quantize._half_plan import Limits, make_plan
+        from graphopt.passes.quantize._half_rewrite import Conversion
+
         if self.ranges is not None:
             observed = _read_ranges(self.name, Path(self.ranges), model)
         else:
             observed = _observe(model, ctx) if self._guards else {}
         self._check_keep(model, ctx)
-        from graphopt.passes.quantize._half_plan import Limits, make_plan
-        from graphopt.passes.quantize._half_rewrite import Conversion
-
         limits = Limits(self.narrow, self.max, frozenset(self.keep), observed, ends=not self.keep_io)
         plan = make_plan(model, ctx, limits)
         before = model_bytes(model)

@@ -239,8 +239,8 @@ def _commit(item: FoldConstants, region: Region, ctx: Context, results: dict[ir.
 
 
 def _is_news(value: ir.Value, content: Any, ctx: Context) -> bool:
-    if value.dtype is None or not value.dtype.is_integer() or len(content.shape) > 1:
-        return False
     from graphopt.analysis.shapes import MAX_VALUES
 
+    if value.dtype is None or not value.dtype.is_integer() or len(content.shape) > 1:
+        return False
     return math.prod(content.shape) <= MAX_VALUES and ctx.shapes.ints(value) is None

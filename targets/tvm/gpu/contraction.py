@@ -19,7 +19,7 @@ from tvm.s_tir.dlight.analysis import get_root_block
 from tvm.s_tir.dlight.gpu import matmul as dlight
 
 from graphopt.targets.tvm.gpu.spatial import holds_bools
-from graphopt.targets.tvm.gpu.split import add_parts, split_depth
+from graphopt.targets.tvm.gpu.split import epilogue, split_depth
 from graphopt.targets.tvm.gpu.tiling import TILES, VECTOR, Problem, Tile, best
 from graphopt.targets.tvm.machine import Machine
 
@@ -87,9 +87,7 @@ def as_product(sch: Any, main: Any, depth_last: list[bool]) -> None:
 
 def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool], stored: int) -> None:
     sch.pad_einsum(main, [1, tile.rows, tile.cols, tile.depth * parts])
-    final = None
-    if parts > 1:
-        main, final = split_depth(sch, main, parts)
+    main, final = split_depth(sch, main, parts)
     batch, row, col, depth = sch.get_loops(main)
     block_row, thread_row, rows = sch.split(row, [None, tile.rows // tile.thread_rows, tile.thread_rows])
     block_col, thread_col, cols = sch.split(col, [None, tile.cols // VECTOR, VECTOR])
@@ -109,11 +107,8 @@ def _tile(sch: Any, main: Any, tile: Tile, parts: int, depth_last: list[bool], s
     sch.reverse_compute_at(store, thread, preserve_unit_loops=True)
     for operand in range(2):
         _fetch(sch, main, operand, step, tile, depth_last[operand])
-    if final is None:
-        dlight.auto_inline_consumer_chain(sch, store)
-    else:
-        add_parts(sch, final, stored)
-    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, VECTOR if final else stored])[-1])
+    vector = epilogue(sch, store, final, stored)
+    sch.vectorize(sch.split(sch.get_loops(store)[-1], [None, vector])[-1])
     sch.decompose_reduction(main, step)
 
 

@@ -17,12 +17,15 @@ from graphopt.targets.tvm.gpu.tiling import VECTOR
 _THREADS = 128
 
 
-def split_depth(sch: Any, main: Any, parts: int) -> tuple[Any, Any]:
+def split_depth(sch: Any, main: Any, parts: int) -> tuple[Any, Any | None]:
     """Cut the depth of a block (batch, row, col, depth), a multiple of `parts`.
 
     Returns:
-        The block of the partial sums, whose batch is parts x batch, and the one that adds them.
+        The block of the partial sums, whose batch is parts x batch, and the one that adds them; the block itself and
+        None where there is one part.
     """
+    if parts == 1:
+        return main, None
     _, _, _, depth = sch.get_loops(main)
     part, _ = sch.split(depth, [parts, None])
     partial = sch.rfactor(part, 0)
@@ -32,8 +35,25 @@ def split_depth(sch: Any, main: Any, parts: int) -> tuple[Any, Any]:
     return partial, main
 
 
-def add_parts(sch: Any, final: Any, stored: int) -> None:
-    """Schedule the block that adds, and the epilogue behind it, which stores so many columns at once (one or four)."""
+def epilogue(sch: Any, store: Any, final: Any | None, stored: int) -> int:
+    """Bring the functions behind a product to where its results are stored, or to where its parts are added.
+
+    Args:
+        store: the block that stores the tiles of `split_depth`'s first block.
+        final: its second.
+        stored: columns that these functions handle at once, one or four.
+
+    Returns:
+        Columns that `store` may handle at once.
+    """
+    if final is None:
+        dlight.auto_inline_consumer_chain(sch, store)
+        return stored
+    _add_parts(sch, final, stored)
+    return VECTOR
+
+
+def _add_parts(sch: Any, final: Any, stored: int) -> None:
     batch, row, col, part = sch.get_loops(final)
     col, lanes = sch.split(col, [None, VECTOR])
     block, thread = sch.split(sch.fuse(batch, row, col), [None, _THREADS])

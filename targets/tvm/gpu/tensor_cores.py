@@ -18,7 +18,7 @@ from tvm.s_tir.dlight.gpu import matmul as dlight
 from graphopt.targets.tvm.gpu import intrinsics
 from graphopt.targets.tvm.gpu.contraction import as_product, depth_is_last, problem_of, store_vector
 from graphopt.targets.tvm.gpu.intrinsics import SIZE
-from graphopt.targets.tvm.gpu.split import add_parts, split_depth
+from graphopt.targets.tvm.gpu.split import epilogue, split_depth
 from graphopt.targets.tvm.gpu.tiling import best
 from graphopt.targets.tvm.machine import Machine
 
@@ -91,9 +91,7 @@ def _of_halves(block: Any) -> bool:
 def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool], stored: int) -> None:
     rows, cols = warps.rows, warps.cols
     sch.pad_einsum(main, [1, rows, cols, warps.depth * parts])
-    final = None
-    if parts > 1:
-        main, final = split_depth(sch, main, parts)
+    main, final = split_depth(sch, main, parts)
     batch, row, col, depth = sch.get_loops(main)
     row, row_in = sch.split(row, [None, SIZE])
     col, col_in = sch.split(col, [None, SIZE])
@@ -133,11 +131,7 @@ def _tile(sch: Any, main: Any, warps: Warps, parts: int, depth_last: list[bool],
     sch.tensorize(sch.get_loops(sch.get_child_blocks(start)[0])[-2], intrinsics.fill())
     sch.tensorize(_cut(sch, sums), intrinsics.store())
     sch.tensorize(sch.get_loops(main)[-3], intrinsics.product(*transposed))
-    if final is None:
-        dlight.auto_inline_consumer_chain(sch, result)
-    else:
-        add_parts(sch, final, stored)
-    _share(sch, result, warps, rows * cols, 4 if final else stored)
+    _share(sch, result, warps, rows * cols, epilogue(sch, result, final, stored))
 
 
 def _share(sch: Any, block: Any, warps: Warps, size: int, vector: int) -> None:
