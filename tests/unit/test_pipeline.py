@@ -9,6 +9,7 @@ import pytest
 from graphopt.errors import GraphoptError
 from graphopt.manager import pipeline, registry
 from graphopt.manager.base import STAGES
+from graphopt.precision import with_precision
 from graphopt.spec import SpecError
 
 
@@ -100,3 +101,12 @@ def test_broken_recipes_are_refused(tmp_path: Path, text: str, message: str) -> 
     assert message in str(caught.value)
     with pytest.raises(GraphoptError, match="No such file"):
         pipeline.load_recipe(tmp_path / "absent.toml")
+
+
+def test_half_precision_comes_behind_a_pipeline_of_the_targets_own() -> None:
+    target = registry.make_target("tvm{device=cuda arch=sm_90}")
+    text = str(with_precision("fp16", 2, target))
+    own = str(pipeline.parse(target.pipeline(2)))
+    assert text.startswith(f"{own},convert-float16")
+    with pytest.raises(GraphoptError, match="give the precision in one place"):
+        with_precision("fp16", 2, registry.make_target("cuda{precision=fp16}"))
