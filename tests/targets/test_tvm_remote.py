@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,28 +168,34 @@ def test_unknown_trackers_and_keys_are_refused(farm: Farm, net: Path) -> None:
         thread.join()
 
 
+def disturbed(disturb: Callable[[Tuner], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune for a short while, with a cache of its own, and call `disturb` after each candidate."""
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(search, "PATIENCE", 6)
+    monkeypatch.setattr(model, "_BENCH_SECONDS", 0.2)
+    watch = model._watch
+
+    def watched(*arguments: Any) -> Any:
+        watch(*arguments)
+        return disturb
+
+    monkeypatch.setattr(model, "_watch", watched)
+
+
 def test_tuning_goes_on_when_a_machine_hangs_half_way(
     farm: Farm, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
 
-    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(search, "PATIENCE", 6)
-    monkeypatch.setattr(model, "_BENCH_SECONDS", 0.2)
-    watch = model._watch
     hung: list[int] = []
 
-    def stopping(*arguments: Any) -> Any:
-        def show(tuner: Tuner) -> None:
-            if tuner.tried >= 2 and not hung:  # the server in whose session candidates run
-                busy = max(farm.servers, key=lambda server: len(psutil.Process(server.pid).children(recursive=True)))
-                hung.append(busy.pid)
-                os.killpg(busy.pid, signal.SIGSTOP)
+    def stop(tuner: Tuner) -> None:
+        if tuner.tried >= 2 and not hung:  # the server in whose session candidates run
+            busy = max(farm.servers, key=lambda server: len(psutil.Process(server.pid).children(recursive=True)))
+            hung.append(busy.pid)
+            os.killpg(busy.pid, signal.SIGSTOP)
 
-        watch(*arguments)
-        return show
-
-    monkeypatch.setattr(model, "_watch", stopping)
+    disturbed(stop, tmp_path, monkeypatch)
     try:
         options = Options(tune=600.0, remote=farm.remote())
         artifact = driver.compile(net / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
@@ -206,20 +212,11 @@ def test_tuning_goes_on_when_a_machine_hangs_half_way(
 def test_tuning_goes_on_when_a_machine_dies_half_way(
     farm: Farm, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(search, "PATIENCE", 6)
-    monkeypatch.setattr(model, "_BENCH_SECONDS", 0.2)
-    watch = model._watch
+    def kill(tuner: Tuner) -> None:
+        if tuner.tried == 2 and farm.servers[0].poll() is None:
+            farm.kill(0)
 
-    def killing(*arguments: Any) -> Any:
-        def show(tuner: Tuner) -> None:
-            if tuner.tried == 2 and farm.servers[0].poll() is None:
-                farm.kill(0)
-
-        watch(*arguments)
-        return show
-
-    monkeypatch.setattr(model, "_watch", killing)
+    disturbed(kill, tmp_path, monkeypatch)
     options = Options(tune=600.0, remote=farm.remote())
     artifact = driver.compile(net / "net.onnx", "tvm{threads=1}", tmp_path / "build", options)
     assert farm.servers[0].poll() is not None, "it was killed"
