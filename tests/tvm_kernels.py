@@ -61,19 +61,25 @@ def run(built: Any, x: np.ndarray, target: Any) -> np.ndarray:
     return machine["main"](tvm.runtime.tensor(x)).numpy()
 
 
-def check(build: Build, shape: Sequence[int]) -> Any:
-    """Compare with TVM's unscheduled code; return the optimized module."""
+def optimized(build: Build, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The optimized module for this CPU, and what it computes of `x`."""
     from graphopt.targets.tvm.cpu import optimize
 
     isa = host_isa()
     assert isa is not None
     machine = of(isa, 2)
+    out = optimize(module(build, x.shape), machine)
+    return out, run(out, x, machine.target())
+
+
+def check(build: Build, shape: Sequence[int]) -> Any:
+    """Compare with TVM's unscheduled code; return the optimized module."""
     x = np.random.default_rng(0).standard_normal(tuple(shape), "float32")
     expected = run(module(build, shape), x, "llvm")
-    optimized = optimize(module(build, shape), machine)
+    out, actual = optimized(build, x)
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(run(optimized, x, machine.target()), expected, rtol=0, atol=3e-5 * scale)
-    return optimized
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-5 * scale)
+    return out
 
 
 def convolve(x: np.ndarray, w: np.ndarray, window: Any) -> np.ndarray:

@@ -6,14 +6,14 @@ folding of everything else, which graphopt's passes do before the import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.targets.tvm.cpu.raising import RAISES, normalization
+from graphopt.targets.tvm.cpu.raising import RAISES, Rule, normalization
 from graphopt.targets.tvm.mutating import mutated
 
 
@@ -53,9 +53,10 @@ def _shape(call: Any) -> tuple[int, ...]:
 class _Canonical(relax.PyExprMutator):  # type: ignore[misc]
     """Folds and raises call by call; folded bindings are remembered by variable."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, rules: Sequence[Rule]) -> None:
         super().__init__(module)
         self.module = module
+        self.rules = rules
         self.known: dict[Any, Any] = {}
 
     def visit_var_binding_(self, binding: Any) -> None:
@@ -76,7 +77,7 @@ class _Canonical(relax.PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Any) -> Any:
         call = super().visit_call_(call)
-        for rule in RAISES:
+        for rule in self.rules:
             raised = rule(call, self.builder_, self.module)
             if raised is not None:
                 return raised
@@ -101,6 +102,6 @@ class _Canonical(relax.PyExprMutator):  # type: ignore[misc]
         return relax.const(out.reshape(_shape(call)), str(call.ty.dtype))
 
 
-def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
-    """Fold moves of constants and raise calls, in every Relax function."""
-    return mutated(_Canonical(module), module)
+def canonicalize(module: tvm.IRModule, rules: Sequence[Rule] = RAISES) -> tvm.IRModule:
+    """Fold moves of constants and raise calls by the rules, in every Relax function."""
+    return mutated(_Canonical(module, rules), module)

@@ -16,6 +16,7 @@ from graphopt.targets.tvm.cpu.dispatch import schedule_module
 from graphopt.targets.tvm.cpu.four_bits import use_codes
 from graphopt.targets.tvm.cpu.integers import anchor_integers
 from graphopt.targets.tvm.cpu.lower import legalizations, takes_transposed
+from graphopt.targets.tvm.cpu.raising import RAISES, sums_of_halves
 from graphopt.targets.tvm.machine import Machine
 
 
@@ -47,7 +48,7 @@ def _may_narrow(param: Any) -> bool:
 def run(module: tvm.IRModule, machine: Machine, pick: Pick) -> tvm.IRModule:
     """The passes of `optimize`."""
     with machine.target():
-        module = canonicalize(module)
+        module = canonicalize(module, (*RAISES, sums_of_halves))
         module = relax.transform.ConvertLayout({}, _layouts)(module)
         module = binarize(canonicalize(module), machine)
         module = anchor_integers(use_codes(module, machine), machine)

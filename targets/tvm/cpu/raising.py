@@ -66,6 +66,14 @@ def conv1d(call: Any, builder: Any, module: Any) -> Any | None:
     return relax.op.squeeze(rows, [2])
 
 
+def sums_of_halves(call: Any, builder: Any, module: Any) -> Any | None:
+    """Sums of half precision are made in float32: in halves their rounding grows with the number of addends."""
+    if _name(call) not in _SUMS or str(call.args[0].ty.dtype) != "float16":
+        return None
+    wide = builder.emit(relax.op.astype(call.args[0], "float32"))
+    return relax.op.astype(builder.emit(relax.Call(call.op, [wide], call.attrs)), "float16")
+
+
 def normalization(item: Any, builder: Any) -> Any | None:
     """The first result of a batch normalization with constant parameters is x * scale + shift."""
     call = _bound(item.tuple_value, builder)
@@ -103,4 +111,5 @@ def _single_store(function: Any) -> Any | None:
     return block.body if block is not None and isinstance(block.body, tirx.BufferStore) else None
 
 
+_SUMS = ("relax.sum", "relax.mean", "relax.nn.softmax", "relax.nn.log_softmax")
 RAISES: tuple[Rule, ...] = (clip, sum_of_stack, conv1d)
