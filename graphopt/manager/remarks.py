@@ -44,7 +44,10 @@ class Remarks:
         self._missed.pop((pass_name, site), None)
 
     def note(self, pass_name: str, reason: str, site: str = "", op: str = "") -> None:
-        self._rows.append(Remark(pass_name, "note", site, op, reason))
+        """A remark that is no verdict; one about the run as a whole is kept once."""
+        remark = Remark(pass_name, "note", site, op, reason)
+        if site or remark not in self._rows:
+            self._rows.append(remark)
 
     def __iter__(self) -> Iterator[Remark]:
         yield from self._rows

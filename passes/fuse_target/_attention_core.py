@@ -205,13 +205,13 @@ def _require_broadcast(m: Match, mask: ir.Value, dims: tuple[Any, ...]) -> None:
         m.require(have == 1 or m.equal(have, want), f"mask dim {have} may not be the scores' {want}")
 
 
-def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size) -> Bias:
+def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size | ir.Value) -> Bias:
     """All masks as one bias of shape [batch or 1, heads or 1, positions, key positions].
 
     Args:
         op, m: the builder and the match.
         core: what was found.
-        rows, columns: an axis that has the size of the positions, and of the key positions.
+        rows, columns: an axis that has the size of the positions, and of the key positions, or their number [1].
     """
     masks = [mask for mask in core.masks if not _is_neutral(m, mask)]
     total: ir.Value | None = None
@@ -252,7 +252,7 @@ def _as_bias(op: Builder, mask: Mask, core: Core) -> ir.Value:
     return op.Where(mask.keep, *choices)
 
 
-def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core, rows: Size, columns: Size) -> ir.Value:
+def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core, rows: Size, columns: Size | ir.Value) -> ir.Value:
     """The bias with rank 4 and full last two axes, as the kernels want it."""
     rank = m.rank(bias)
     if len(core.dims) == 3:
@@ -268,8 +268,10 @@ def _filled_out(op: Builder, m: Match, bias: ir.Value, core: Core, rows: Size, c
     for known, size, source in zip(full, core.dims[-2:], (rows, columns), strict=True):
         if known or isinstance(size, int):
             sizes.append(op.const([1 if known else size]))
-        else:
+        elif isinstance(source, Size):
             sizes.append(op.Shape(source.value, start=source.axis, end=source.axis + 1))
+        else:
+            sizes.append(source)
     return op.Expand(bias, op.Concat(*sizes, axis=0))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_tensor, nbytes
 from graphopt.passes.fuse_target._attention_core import Core, Size, build_bias, zero_hidden_rows
+from graphopt.passes.fuse_target._cache import Joined, find_joined
+from graphopt.passes.fuse_target._layout import pick
 from graphopt.passes.fuse_target._projections import Projection, find_projection
 
 if TYPE_CHECKING:
@@ -43,10 +45,14 @@ def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
         bias = build_bias(op, m, core, size, size)
         return zero_hidden_rows(op, m, bias, _attention(op, m, core, heads, source, packed, bias.value))
     query = _query(op, m, core, heads)
+    cached = _cached(m, core, heads)
+    if cached is not None:
+        return _cached_group_query(op, m, core, heads, query, *cached)
     rows, letter = Size(query.value, 1), core.heads
-    key, value = _pick(core.key, "T", f"{letter}D"), _pick(core.value, "T", f"{letter}V", unscaled=True)
+    key, value = pick(core.key, "T", f"{letter}D"), pick(core.value, "T", f"{letter}V", unscaled=True)
     alike = key is not None and value is not None and not key.repeated and not value.repeated
-    if key is not None and value is not None and (alike or _groups(m, core, heads, key, value)):
+    grouped = key and value and m.equal(*core.dims[-2:]) and _groups(m, core, heads, key, value)
+    if key is not None and value is not None and (alike or grouped):
         key, value = _turned(op, key), _turned(op, value)
         bias = build_bias(op, m, core, rows, Size(key.value, 1))
         make = _multi_head if alike else _group_query
@@ -55,15 +61,6 @@ def emit(op: Builder, m: Match, core: Core, heads: Heads) -> ir.Value:
         bias = build_bias(op, m, core, rows, Size(key.value, 2))
         make = _multi_head
     return zero_hidden_rows(op, m, bias, make(op, m, core, heads, query, key, value, bias.value))
-
-
-def _pick(views: Sequence[View], position: str, outputs: str, unscaled: bool = False) -> View | None:
-    """The nearest view that holds [batch, positions, outputs], or positions first."""
-    for order in (("B", position, outputs), (position, "B", outputs)):
-        for view in views:
-            if view.lies(*order) and not (unscaled and view.scale != 1.0):
-                return view
-    return None
 
 
 def _is_swapped(view: View) -> bool:
@@ -89,7 +86,7 @@ def _query(op: Builder, m: Match, core: Core, heads: Heads) -> View:
     """The query as [batch, positions, heads * channels], transposed into it where it does not come so."""
     from graphopt.passes.fuse_target._layout import View
 
-    found = _pick(core.query, "S", f"{core.heads}D")
+    found = pick(core.query, "S", f"{core.heads}D")
     if found is not None and not found.repeated:
         return _turned(op, found)
     m.require(core.heads == "H", "batch and heads of the query share an axis")
@@ -250,51 +247,94 @@ def _without_biases(op: Builder, m: Match, views: Sequence[View]) -> tuple[list[
 def _groups(m: Match, core: Core, heads: Heads, key: View, value: View) -> bool:
     """Whether key and value heads are each repeated for a group of query heads, as GroupQueryAttention does it.
 
-    Its kernels want as many keys as queries, equal widths that are multiples of 8, and must know `causal=0`: the
-    built-in causal mask would differ from the graph's in rows that are masked as a whole.
+    Its kernels want as many keys as queries where there is no cache, equal widths that are multiples of 8, and must
+    know `causal=0`: the built-in causal mask would differ from the graph's in rows that are masked as a whole.
     """
     if m.ctx.supports("GroupQueryAttention", MS, _dtype(m, core)) is not None or core.heads != "H":
         return False
-    sizes = [
-        next((factor.size for axis in view.axes for factor in axis if factor.name == "H"), None)
-        for view in (key, value)
-    ]
+    sizes = [_size(view, "H") for view in (key, value)]
     same = sizes[0] == sizes[1] and isinstance(sizes[0], int) and heads.count % sizes[0] == 0
     if not same or any([factor.name for factor in view.repeated] != ["h"] for view in (key, value)):
         return False
-    if m.opset() < 15:
-        return False
-    return m.equal(*core.dims[-2:]) and heads.width == heads.value_width and heads.width % 8 == 0
+    return m.opset() >= 15 and heads.width == heads.value_width and heads.width % 8 == 0
 
 
 def _group_query(
     op: Builder, m: Match, core: Core, heads: Heads, query: View, key: View, value: View, bias: ir.Value | None
 ) -> ir.Value:
+    positions = op.Shape(query.value, start=1, end=2)
+    operands = query.value, key.value, value.value, None, None
+    return _grouped(op, heads, _size(key, "H"), operands, positions, bias, scale=_total_scale(core, query, key))
+
+
+def _cached(m: Match, core: Core, heads: Heads) -> tuple[Joined, Joined] | None:
+    """Grouped keys and values behind a cache. The CPU's kernel takes one sequence then, or one new position of each."""
+    key, value = find_joined(m, core.key, "D"), find_joined(m, core.value, "V")
+    if key is None or value is None or value.view.scale != 1.0 or not _groups(m, core, heads, key.view, value.view):
+        return None
+    if m.equal(core.dims[0], 1) or m.equal(core.dims[-2], 1):
+        return key, value
+    m.ctx.note(
+        f"the cache stays outside of the attention and heads are repeated, as neither the batch ({core.dims[0]}) nor "
+        f"the number of new tokens ({core.dims[-2]}) is known to be 1: --dim NAME=1 binds one of them"
+    )
+    return None
+
+
+def _cached_group_query(
+    op: Builder, m: Match, core: Core, heads: Heads, query: View, key: Joined, value: Joined
+) -> ir.Value:
+    added = op.Shape(query.value, start=1, end=2)
+    positions = op.Add(op.Shape(key.past, start=2, end=3), added)
+    bias = build_bias(op, m, core, Size(query.value, 1), positions)
+    operands = query.value, _turned(op, key.new).value, _turned(op, value.new).value, key.past, value.past
+    scale = _total_scale(core, query, key.view)
+    out = _grouped(op, heads, _size(key.view, "H"), operands, positions, bias.value, scale)
+    return zero_hidden_rows(op, m, bias, out)
+
+
+def _grouped(
+    op: Builder,
+    heads: Heads,
+    groups: int,
+    operands: Sequence[ir.Value | None],
+    positions: ir.Value,
+    bias: ir.Value | None,
+    scale: float,
+) -> ir.Value:
+    """GroupQueryAttention of query, key, value, past keys and past values, for sequences that are all whole.
+
+    Args:
+        op: the builder.
+        heads: the query's heads.
+        groups: heads of key and value.
+        operands: the five inputs.
+        positions: int64 [1], how many keys there are, the past included.
+        bias: what is added to the scores.
+        scale: factor on the scores.
+    """
     import numpy as np
 
     from graphopt import ir
 
-    groups = next(factor.size for axis in key.axes for factor in axis if factor.name == "H")
-    positions = op.Cast(op.Shape(query.value, start=1, end=2), to=ir.DataType.INT32.value)
-    last = op.Sub(positions, op.const(np.array([1], np.int32), "one"))
-    batch = op.Shape(query.value, start=0, end=1)
-    out = op.node(
+    length = op.Cast(positions, to=ir.DataType.INT32.value)
+    last = op.Sub(length, op.const(np.array([1], np.int32), "one"))
+    query, past = operands[0], operands[3]
+    made = op.node(
         "GroupQueryAttention",
-        query.value,
-        key.value,
-        value.value,
-        None,
-        None,
-        op.Expand(last, batch),
-        op.Squeeze(positions),
+        *operands,
+        op.Expand(last, op.Shape(query, start=0, end=1)),
+        # Not a Squeeze: ONNX's propagation of shape data makes int64 of what comes through it, which the node refuses.
+        op.Reshape(length, op.const(np.array([], np.int64), "scalar")),
         None,
         None,
         None,
         bias,
         _domain=MS,
+        _outputs=1 if past is None else 3,
         num_heads=heads.count,
         kv_num_heads=groups,
-        scale=_total_scale(core, query, key),
+        scale=scale,
         causal=0,
     )
-    return out
+    return made if past is None else made[0]

@@ -94,6 +94,15 @@ def walk(m: Match, value: ir.Value, names: Sequence[str]) -> Iterator[View]:
             return
 
 
+def pick(views: Sequence[View], position: str, outputs: str, unscaled: bool = False) -> View | None:
+    """The nearest view that holds [batch, positions, outputs], or positions first."""
+    for order in (("B", position, outputs), (position, "B", outputs)):
+        for view in views:
+            if view.lies(*order) and not (unscaled and view.scale != 1.0):
+                return view
+    return None
+
+
 def regroup(m: Match, factors: Sequence[Factor], dims: Sequence[Any]) -> Axes:
     """Cut the factors into axes of the given sizes; a factor that ends in the middle of an axis is split.
 
@@ -189,12 +198,12 @@ def _transpose(m: Match, node: ir.Node, view: View) -> View:
 
 def _reshape(m: Match, node: ir.Node, view: View) -> View:
     source = _source(node)
-    return View(source, regroup(m, _flat(view.axes), m.dims(source)), view.scale, view.repeated)
+    return View(source, regroup(m, _flat(view.axes), dims_of(m, source)), view.scale, view.repeated)
 
 
 def _expand(m: Match, node: ir.Node, view: View) -> View:
     source = _source(node)
-    dims = m.dims(source)
+    dims = dims_of(m, source)
     missing = len(view.axes) - len(dims)
     m.require(missing >= 0, "Expand lowers the rank")
     gone = [factor for axis in view.axes[:missing] for factor in axis]

@@ -27,6 +27,9 @@ _MERGING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 class FuseAttention(NodePass):
     """merge_heads(softmax(q k^T * scale + mask) v) -> Attention, MultiHeadAttention or GroupQueryAttention.
 
+    With grouped heads and a cache, GroupQueryAttention takes the past and makes the new cache too, in place of
+    Concat(past, new): for one sequence, or one new position of each, which its CPU kernel wants.
+
     Source: the operators' contracts in ONNX Runtime's documentation of contributed operators (com.microsoft).
     """
 
@@ -35,12 +38,15 @@ class FuseAttention(NodePass):
     level: ClassVar[int | None] = 2
     tolerance: ClassVar[Tolerance] = "reassociates"
     after: ClassVar[tuple[str, ...]] = ("fuse-rotary-embedding",)
-    ops: ClassVar[tuple[str, ...]] = ("Reshape",)
+    ops: ClassVar[tuple[str, ...]] = ("Reshape", "Concat")
 
     def rewrite_node(self, op: Builder, m: Match, node: ir.Node) -> Replacement:
         from graphopt.passes.fuse_target._attention_core import find_core
+        from graphopt.passes.fuse_target._cache import present
         from graphopt.passes.fuse_target._emit_attention import emit
 
+        if node.op_type == "Concat":
+            return present(m, node)
         final = _final_product(node)
         core = find_core(m, final)
         _require_private(m, final, core)

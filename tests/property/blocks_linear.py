@@ -136,6 +136,9 @@ def folded(p: Pool) -> None:
 
 def attention(p: Pool) -> None:
     """softmax(q k^T * scale + mask) v with projections, as exporters write it; heads split by Reshape and Transpose."""
+    if p.chance(0.25):
+        cached_attention(p)
+        return
     heads, size = int(p.one(1, 2, 3)), int(p.one(2, 4))
     width = heads * size
     batch, length = p.shape(2)
@@ -180,3 +183,38 @@ def attention(p: Pool) -> None:
     a = p.put("MatMul", [p.put("Softmax", [s], scores, axis=-1), v], split_heads)
     y = p.put("Transpose", [a], (batch, length, (heads, heads), (size, size)), perm=[0, 2, 1, 3])
     p.put("Reshape", [y, p.ints(0, 0, width)], shape)
+
+
+def cached_attention(p: Pool) -> None:
+    """Attention of a decoder: grouped heads behind a cache, Concat(past, new), which is an output."""
+    groups, repeat, size = int(p.one(1, 2)), int(p.one(2, 3)), 8
+    batch, length, past = p.shape(3)
+    if p.chance(0.8):
+        batch, length = ((1, 1), length) if p.chance(0.5) else (batch, (1, 1))
+    whole = (past[0] + length[0], past[1] + length[1])
+    heads = groups * repeat
+
+    def by_head(count: int) -> str:
+        rows = p.given((batch, length, (count * size, count * size)))
+        split = p.put("Reshape", [rows, p.ints(0, 0, count, size)], (batch, length, (count, count), (size, size)))
+        return p.put("Transpose", [split], (batch, (count, count), length, (size, size)), perm=[0, 2, 1, 3])
+
+    def joined() -> str:
+        shape: Shape = (batch, (groups, groups), whole, (size, size))
+        before = p.given((batch, (groups, groups), past, (size, size)))
+        cache = p.put("Concat", [before, by_head(groups)], shape, axis=int(p.one(2, -2)))
+        if p.chance(0.8):
+            p.outputs.append(cache)
+        apart = p.put("Unsqueeze", [cache, p.ints(2)], (*shape[:2], (1, 1), *shape[2:]))
+        wide = p.put("Expand", [apart, p.ints(1, 1, repeat, 1, 1)], (*shape[:2], (repeat, repeat), *shape[2:]))
+        return p.put("Reshape", [wide, p.ints(0, heads, -1, size)], (batch, (heads, heads), *shape[2:]))
+
+    query, key, value = by_head(heads), joined(), joined()
+    turned = p.put("Transpose", [key], (batch, (heads, heads), (size, size), whole), perm=[0, 1, 3, 2])
+    shape: Shape = (batch, (heads, heads), length, whole)
+    scores = p.put("Mul", [p.put("MatMul", [query, turned], shape), p.scalar(1 / math.sqrt(size))], shape)
+    if is_static((whole,)) and p.chance(0.5):
+        scores = p.pair("Add", scores, p.given((batch, (1, 1), length, whole)), shape)
+    mixed = p.put("MatMul", [p.put("Softmax", [scores], shape, axis=-1), value], (*shape[:3], (size, size)))
+    rows = p.put("Transpose", [mixed], (batch, length, (heads, heads), (size, size)), perm=[0, 2, 1, 3])
+    p.put("Reshape", [rows, p.ints(0, 0, heads * size)], (batch, length, (heads * size, heads * size)))

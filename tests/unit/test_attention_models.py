@@ -30,6 +30,12 @@ EXPECTED = {
     "llama-tiny-kv": {"MultiHeadAttention": 4, "RotaryEmbedding": 8, "SkipSimplifiedLayerNormalization": 8},
 }
 
+# Positions of the past, new tokens and batch, per dim that is bound.
+CACHES = {
+    "batch=1": ((5, 7, 1), (0, 3, 1), (6, 1, 1)),
+    "sequence=1": ((5, 1, 3), (0, 1, 2), (2, 1, 1)),
+}
+
 
 def _feeds(model: Any, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Tokens and images at the given sizes; of the masks, element 0 is hidden partly and 1 as a whole."""
@@ -40,7 +46,7 @@ def _feeds(model: Any, sizes: dict[str, int]) -> dict[str, np.ndarray]:
         if value.name == "attention_mask":
             mask = np.ones(shape, np.int64)
             mask[0, shape[1] // 2 :] = 0
-            mask[1] = 0
+            mask[1:2] = 0
             mask[2:, :2] = 0
             feeds[value.name] = mask
         elif value.dtype.is_floating_point():
@@ -65,12 +71,31 @@ def test_attention_of_real_exports_is_fused_and_keeps_its_numbers(name: str, run
     run(apart, parse("decompose-contrib-ops,dce"), Context(apart))
     assert not any(node.domain for node in all_nodes(apart))
 
-    for past, length, batch in ((5, 7, 3), (3, 1, 2)):
-        sizes = {"batch": batch, "sequence": length, "past": past, "total": past + length}
-        feeds = _feeds(before, sizes)
-        want = run_model(before, feeds)
-        for model in (fused, apart):
-            got = run_model(model, feeds)
-            for output, value in want.items():
-                atol = RELATIVE * float(np.abs(value).max())
-                np.testing.assert_allclose(got[output], value, rtol=0, atol=atol, err_msg=output)
+    for sizes in ((5, 7, 3), (3, 1, 2)):
+        _compare(before, (fused, apart), sizes, run_model)
+
+
+@pytest.mark.parametrize("bound", CACHES)
+def test_attention_over_grouped_heads_makes_its_cache(bound: str, run_model: Any) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    path = models.fetch("llama-tiny-kv")
+    before, fused = load(path), load(path)
+    run(fused, parse(f"bind-dims{{{bound}}},{FUSE}"), Context(fused, target=make_target("cpu")))
+    nodes = [node for node in all_nodes(fused) if node.op_type == "GroupQueryAttention"]
+    assert len(nodes) == 4
+    made = {output.name for node in nodes for output in node.outputs[1:]}
+    assert made == {value.name for value in fused.graph.outputs if str(value.name).startswith("present")}
+    for sizes in CACHES[bound]:
+        _compare(before, (fused,), sizes, run_model)
+
+
+def _compare(before: Any, candidates: Any, sizes: tuple[int, int, int], run_model: Any) -> None:
+    past, length, batch = sizes
+    feeds = _feeds(before, {"batch": batch, "sequence": length, "past": past, "total": past + length})
+    want = run_model(before, feeds)
+    for model in candidates:
+        got = run_model(model, feeds)
+        for output, value in want.items():
+            atol = RELATIVE * float(np.abs(value).max())
+            np.testing.assert_allclose(got[output], value, rtol=0, atol=atol, err_msg=output)
