@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow    install the torch extra and run the tests that take over a minute"
 	@echo "make lint         ruff and mypy"
 	@echo "make check        lint and test"
-	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (hours)"
+	@echo "make figures      measure all figures into docs/figures; fails when a bar is missed (hours; FIGURES=\"nodes scale\" takes some)"
 	@echo "make clean        remove what was built; the model cache stays"
 
 setup: $(VENV)/.installed

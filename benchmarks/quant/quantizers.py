@@ -84,14 +84,14 @@ class Made:
     error: str = ""
 
 
-def quantize(name: str, model: Path, calibration: Path, folder: Path) -> Made:
-    """Quantize a model with the peer of that name, or with graphopt, into an empty `folder`."""
+def quantize(name: str, model: Path, calibration: Path, folder: Path, target: str = "cpu") -> Made:
+    """Quantize a model with the peer of that name, or with graphopt for `target`, into an empty `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     output = place_of(name, folder)
     try:
         if name in OWN:
-            return run([*_ours(model, calibration, output.parent), *OWN[name]], output, folder)
+            return run([*_ours(model, calibration, output.parent, target), *OWN[name]], output, folder)
         return run(PEERS[name].command(model, calibration, output), output, folder)
     except SystemExit as error:  # an environment that cannot be made is a row of the table, not its end
         return Made(output, error=str(error))
@@ -102,8 +102,8 @@ def place_of(name: str, folder: Path) -> Path:
     return folder / "artifact" / "model.onnx" if name in OWN else folder / "model.onnx"
 
 
-def _ours(model: Path, calibration: Path, artifact: Path) -> list[str]:
-    command = [sys.executable, "-P", "-m", "graphopt", "compile", str(model), "--target", "cpu", "--precision", "int8"]
+def _ours(model: Path, calibration: Path, artifact: Path, target: str) -> list[str]:
+    command = [sys.executable, "-P", "-m", "graphopt", "compile", str(model), "--target", target, "--precision", "int8"]
     return [*command, "--calibration-data", str(calibration), "-o", str(artifact)]
 
 
