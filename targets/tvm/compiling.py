@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from graphopt.analysis.shapes import Shapes
 from graphopt.errors import GraphoptError
 from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
+from graphopt.targets.tvm.lowering.table import broadcasts
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
@@ -95,9 +96,21 @@ def compile_model(
         "fallback": [{"site": node.name or "", "op": node.op_type, "reason": reason} for node, reason in refused],
     }
     slow = [row for row in rows if row.get("not_scheduled")]
-    notes = [f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow]
+    notes = [*_taken_as_equal(pieces, shapes)]
+    notes += [f"{row['file']} is not scheduled and slow: {row['not_scheduled']}" for row in slow]
     notes += [f"{row['file']}: {note}" for row in rows for note in row.get("notes", ())]
     return Compiled(plan, tuple(files), details, tuple(notes), workloads)
+
+
+def _taken_as_equal(pieces: Sequence[Piece], shapes: Shapes) -> list[str]:
+    """A note for every two dims that broadcast in what TVM computes."""
+    nodes = [node for piece in pieces if piece.runtime == "tvm" for node in piece.nodes]
+    found = {pair for node in nodes for value in node.outputs for pair in broadcasts(shapes, value)}
+    return [
+        f"dims {a} and {b} broadcast and are taken to be equal, which the library checks; --dim or --input-shapes "
+        "binds one to a number"
+        for a, b in sorted((str(a), str(b)) for a, b in found)
+    ]
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:

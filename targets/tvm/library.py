@@ -74,6 +74,14 @@ def _folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "lib"
 
 
+# What TVM says where a checked view does not fit (lowering/context.py).
+_VIEW = "View with shape"
+_DIFFER = (
+    "two sizes differ that have to be the same: dynamic dims that broadcast are taken to be equal; "
+    "where one of them is 1, bind it with --dim or --input-shapes"
+)
+
+
 class Library:
     """One library. `run` takes arrays in the order of its inputs.
 
@@ -133,7 +141,8 @@ class Library:
             outputs = self._main(*tensors)
             self._synchronize()
         except Exception as error:  # as above
-            raise GraphoptError(f"TVM cannot run the model: {first_line(error)}") from error
+            reason = _DIFFER if _VIEW in str(error) else first_line(error)
+            raise GraphoptError(f"TVM cannot run the model: {reason}") from error
         return outputs
 
     def _synchronize(self) -> None:

@@ -158,3 +158,23 @@ def test_a_damaged_library_is_one_line(compiled: Path, tmp_path: Path) -> None:
     (tmp_path / "model.so").write_bytes(b"no library")
     with pytest.raises(GraphoptError, match="TVM cannot load .*model.so"):
         make_target("tvm").load(tmp_path / "model.so")
+
+
+BROADCAST = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (float[n,k] x, float[m,l] z) => (float[p,q] y) { y = Add(x, z) }"""
+
+
+def test_dims_that_broadcast_have_to_be_equal(tmp_path: Path) -> None:
+    write(from_text(BROADCAST), tmp_path / "model.onnx")
+    done = driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "build", Options(numerics="off"))
+    assert any("dims n and m broadcast and are taken to be equal" in note for note in done.manifest["notes"])
+    with runnable(tmp_path / "build").open() as runner:
+
+        def run(left: tuple[int, int], right: tuple[int, int]) -> None:
+            feeds = {"x": np.ones(left, np.float32), "z": np.ones(right, np.float32)}
+            np.testing.assert_array_equal(runner.run(feeds)["y"], np.full(left, 2, np.float32))
+
+        run((3, 4), (3, 4))
+        for left, right in (((1, 4), (3, 4)), ((3, 4), (1, 4)), ((2, 3), (3, 2)), ((3, 2), (2, 3)), ((2, 4), (3, 4))):
+            with pytest.raises(GraphoptError, match="two sizes differ that have to be the same"):
+                run(left, right)

@@ -79,16 +79,27 @@ class Lowering:
 
         expr, own, out = self.input(n, index), n.dims(index) or (), n.out_dims() or ()
         first = len(out) - len(own)
-        wanted, differs = [], False
-        for axis, dim in enumerate(own, first):
-            mine, theirs = self.dim(dim), self.dim(out[axis])
-            fits = dim == 1 or axis == free or structural_equal(mine, theirs)
-            wanted.append(mine if fits else theirs)
-            differs = differs or not fits
-        return self.held(expr, self.relax.TensorType(wanted, n.dtype(index))) if differs else expr
+        dims = [self.dim(dim) for dim in own]
+        for axis, dim in enumerate(own):
+            theirs = self.dim(out[first + axis])
+            if dim == 1 or first + axis == free or structural_equal(dims[axis], theirs):
+                continue
+            expr, dims = self._checked(expr, dims, axis, theirs, n.dtype(index))
+        return expr
+
+    def _checked(self, expr: Expr, dims: list[Expr], axis: int, dim: Expr, dtype: str) -> tuple[Expr, list[Expr]]:
+        """The tensor with `dim` in place of the size of one axis, which at run time has to be the same.
+
+        A view may be smaller than what it looks at, so one alone would cut the tensor: the way there and back fails
+        where either is smaller.
+        """
+        wanted = [*dims[:axis], dim, *dims[axis + 1 :]]
+        for shape in (wanted, dims, wanted):
+            expr = self.held(expr, self.relax.TensorType(shape, dtype))
+        return expr, wanted
 
     def held(self, expr: Expr, wanted: Any) -> Expr:
-        """A tensor with dims in other words, as many elements: a view, whose size is checked at run time.
+        """A tensor with dims in other words, no more elements than it has: a view, which is checked at run time.
 
         Not match_cast: TVM takes it to define the symbols in `wanted`, endlessly where the old dims contain them.
         """

@@ -148,6 +148,12 @@ def symbols_of(shapes: Shapes, dim: Dim) -> frozenset[str]:
     return frozenset(found)
 
 
+def broadcasts(shapes: Shapes, value: ir.Value | None) -> set[tuple[Dim, Dim]]:
+    """Pairs of dims whose broadcast is a dim of a value."""
+    names = {name for dim in shapes.dims(value) or () for name in dim_math.symbols(dim)}
+    return {both for name in names if (both := shapes.broadcast_of(name)) is not None}
+
+
 @functools.lru_cache(maxsize=4)
 def _defined(shapes: Shapes) -> frozenset[str]:
     """Symbols that are a dim of an input of the model."""
