@@ -178,3 +178,25 @@ def test_dims_that_broadcast_have_to_be_equal(tmp_path: Path) -> None:
         for left, right in (((1, 4), (3, 4)), ((3, 4), (1, 4)), ((2, 3), (3, 2)), ((3, 2), (2, 3)), ((2, 4), (3, 4))):
             with pytest.raises(GraphoptError, match="two sizes differ that have to be the same"):
                 run(left, right)
+
+
+DIVIDES = """<ir_version: 10, opset_import: ["" : 21]>
+agraph (int32[5] x, int32[5] z, uint8[5] u, uint8[5] v) => (int32[5] q, int32[5] r, int32[5] f, uint8[5] p)
+{ q = Div(x, z) r = Mod(x, z) f = Mod<fmod=1>(x, z) p = Div(u, v) }"""
+
+
+def test_integers_that_processors_do_not_divide_do_not_end_the_process(tmp_path: Path) -> None:
+    write(from_text(DIVIDES), tmp_path / "model.onnx")
+    driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "build", Options(numerics="off"))
+    least = np.iinfo(np.int32).min
+    feeds = {
+        "x": np.array([7, least, 7, -7, -7], np.int32),
+        "z": np.array([0, -1, -1, 2, -2], np.int32),
+        "u": np.array([200, 0, 7, 8, 9], np.uint8),
+        "v": np.array([0, 0, 255, 2, 1], np.uint8),
+    }
+    with runnable(tmp_path / "build").open() as runner:
+        made = runner.run(feeds)
+    assert made["q"].tolist() == [0, least, -7, -3, 3]
+    assert made["r"].tolist() == [0, 0, 0, 1, -1] and made["f"].tolist() == [0, 0, 0, -1, -1]
+    assert made["p"].tolist() == [0, 0, 0, 4, 9]

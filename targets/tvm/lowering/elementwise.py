@@ -71,7 +71,44 @@ def binary(c: Lowering, n: View) -> Expr:
     divisor = n.const(1) if n.op == "Div" else None
     if divisor is not None and divisor.size == 1 and not divisor.any():  # TVM refuses to build x / 0
         return c.op.multiply(a, c.const(divisor + math.copysign(math.inf, divisor.item()), n.dtype(0)))
+    if n.op == "Div" and n.dtype(0) in INTS:
+        return _quotient(c, n, a, b)
     return getattr(c.op, _BINARY[n.op])(a, b)
+
+
+def _quotient(c: Lowering, n: View, a: Expr, b: Expr) -> Expr:
+    """Division of integers; x / 0 is 0, and the least number over -1 wraps around."""
+    if _never_traps(n):
+        return c.op.divide(a, b)
+    # A factor and no choice: TVM knows inside of one that its condition does not hold, and would divide by b again.
+    factor = c.cast(c.op.not_equal(b, c.const(0, n.dtype(0))), n.dtype(0))
+    if not n.dtype(0).startswith("u"):
+        factor = c.op.where(_is_minus_one(c, n, b), c.const(-1, n.dtype(0)), factor)
+    return c.op.multiply(c.op.divide(a, _without_traps(c, n, b)), factor)
+
+
+def _remainder(c: Lowering, n: View, a: Expr, b: Expr) -> Expr:
+    """Remainder of integers; that of x / 0 is 0."""
+    run = c.op.mod if n.attr("fmod", 0) else c.op.floor_mod
+    return run(a, b if _never_traps(n) else _without_traps(c, n, b))
+
+
+def _never_traps(n: View) -> bool:
+    """Whether no divisor is 0 or -1, at which processors trap: always, and for the least number."""
+    divisor = n.const(1)
+    return divisor is not None and bool(divisor.all()) and not (divisor.astype("int64") == -1).any()
+
+
+def _is_minus_one(c: Lowering, n: View, b: Expr) -> Expr:
+    return c.op.equal(b, c.const(-1, n.dtype(0)))
+
+
+def _without_traps(c: Lowering, n: View, b: Expr) -> Expr:
+    """The divisor with 1 in place of 0 and -1."""
+    traps = c.op.equal(b, c.const(0, n.dtype(0)))
+    if not n.dtype(0).startswith("u"):
+        traps = c.op.logical_or(traps, _is_minus_one(c, n, b))
+    return c.op.where(traps, c.const(1, n.dtype(0)), b)
 
 
 @lowers(*_COMPARE, dtypes=ALL)
@@ -139,7 +176,7 @@ def mod(c: Lowering, n: View) -> Expr:
     a, b = c.operands(n, 0, 1)
     if n.dtype(0) in FLOATS:
         return c.op.subtract(a, c.op.multiply(b, c.op.trunc(c.op.divide(a, b))))
-    return c.op.mod(a, b) if n.attr("fmod", 0) else c.op.floor_mod(a, b)
+    return _remainder(c, n, a, b)
 
 
 def _pow_check(n: View) -> str | None:
