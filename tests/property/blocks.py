@@ -82,6 +82,6 @@ def grow(p: Pool, count: int, aimed: Sequence[Block] = ()) -> None:
         block(p)
     read = {name for node in p.nodes for name in node.input}
     made = [name for node in p.nodes[start:] for name in node.output if name in p.types and name not in p.unwanted]
-    p.outputs += [name for name in made if name not in read or p.chance(0.05)]
+    p.outputs += [name for name in made if name not in p.outputs and (name not in read or p.chance(0.05))]
     if not p.outputs:
         p.outputs = made[-1:]
