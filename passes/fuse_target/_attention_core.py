@@ -90,7 +90,8 @@ def find_core(m: Match, final: ir.Node) -> Core:
     axis = m.attr(softmax, "axis", -1 if m.opset() >= 13 else 1)
     m.require(axis in (-1, rank - 1), "the softmax does not run over the last axis")
     dims = m.dims(scores)
-    product, scale, masks = _scores(m, scores, dims)
+    product, scale, masks = _scores(m, scores)
+    m.require(m.same_shape(product.outputs[0], scores), "a mask has more elements than q k^T, or unknown ones")
     query, key = product.inputs[0], product.inputs[1]
     assert query is not None and key is not None
     names = ("B", "H") if rank == 4 else ("B",)
@@ -127,7 +128,7 @@ def _softmax(m: Match, value: ir.Value | None) -> tuple[ir.Node, bool]:
     return softmax, True
 
 
-def _scores(m: Match, value: ir.Value, dims: tuple[Any, ...]) -> tuple[ir.Node, float, tuple[Mask, ...]]:
+def _scores(m: Match, value: ir.Value) -> tuple[ir.Node, float, tuple[Mask, ...]]:
     """The q k^T MatMul behind the scores, with the scalar factors and masks on the way."""
     scale = 1.0
     masks: list[Mask] = []
@@ -143,10 +144,10 @@ def _scores(m: Match, value: ir.Value, dims: tuple[Any, ...]) -> tuple[ir.Node, 
         elif node.op_type in ("Add", "Where") and scale != 1.0:
             raise NoMatch("the scores are scaled after the mask was added")
         elif node.op_type == "Add":
-            value, mask = _added(m, node, dims)
+            value, mask = _added(m, node)
             masks.append(mask)
         elif node.op_type == "Where":
-            value, mask = _selected(m, node, dims)
+            value, mask = _selected(m, node)
             masks.append(mask)
         else:
             raise NoMatch(f"{node.op_type} stands between q k^T and the softmax")
@@ -172,37 +173,25 @@ def _leads_to_product(m: Match, value: ir.Value | None, depth: int = 6) -> bool:
     return node.op_type == "Where" and any(_leads_to_product(m, operand, depth - 1) for operand in node.inputs[1:])
 
 
-def _added(m: Match, node: ir.Node, dims: tuple[Any, ...]) -> tuple[ir.Value, Mask]:
+def _added(m: Match, node: ir.Node) -> tuple[ir.Value, Mask]:
     for data, other in ((0, 1), (1, 0)):
         source, bias = node.inputs[data], node.inputs[other]
         if _leads_to_product(m, source) and source is not None and bias is not None:
-            _require_broadcast(m, bias, dims)
-            m.require(len(m.dims(source)) == len(dims), "the mask raises the rank of the scores")
             return source, Mask(bias=bias)
     raise NoMatch("an Add in front of the softmax adds no mask to q k^T")
 
 
-def _selected(m: Match, node: ir.Node, dims: tuple[Any, ...]) -> tuple[ir.Value, Mask]:
+def _selected(m: Match, node: ir.Node) -> tuple[ir.Value, Mask]:
     """Where(keep, scores, fill) and Where(drop, fill, scores), for a fill that swallows any score."""
     keep = node.inputs[0]
     assert keep is not None
-    _require_broadcast(m, keep, dims)
     for data, other, inverted in ((1, 2, False), (2, 1, True)):
         source, fill = node.inputs[data], const_scalar(node.inputs[other])
         if fill is None or source is None:
             continue
         m.require(fill <= _ABSORBING, f"masked scores become {fill}, which a bias does not do to every score")
-        m.require(len(m.dims(source)) == len(dims), "the mask raises the rank of the scores")
         return source, Mask(keep=keep, inverted=inverted, fill=float(fill))
     raise NoMatch("a Where in front of the softmax fills in no constant")
-
-
-def _require_broadcast(m: Match, mask: ir.Value, dims: tuple[Any, ...]) -> None:
-    """The mask must broadcast to the scores, and not the other way round."""
-    own = m.dims(mask)
-    m.require(len(own) <= len(dims), "the mask has a higher rank than the scores")
-    for have, want in zip(reversed(own), reversed(dims), strict=False):
-        m.require(have == 1 or m.equal(have, want), f"mask dim {have} may not be the scores' {want}")
 
 
 def build_bias(op: Builder, m: Match, core: Core, rows: Size, columns: Size | ir.Value) -> Bias:
