@@ -42,6 +42,10 @@ class RuntimeDied(GraphoptError):
     """A runtime crashed on a model or took longer than it may; its process is gone."""
 
 
+class RanTooLong(RuntimeDied):
+    """A runtime took longer than it may: nothing is known of what it was given."""
+
+
 class MissingDependency(GraphoptError):
     """An optional package is needed and is not installed."""
 
