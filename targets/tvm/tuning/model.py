@@ -127,11 +127,15 @@ def _places(target: Tvm, tuning: Tuning) -> int:
     """On how many machines choices are timed.
 
     Raises:
-        GraphoptError: on none.
+        GraphoptError: on none, or there is nothing to time.
     """
+    if target.device == "cuda":
+        raise GraphoptError(
+            "tuning tries convolutions and products of CPU code, and device=cuda has none: leave --tune out"
+        )
     if tuning.remote is not None:
         return min(machines(tuning.remote), _MOST_RUNNERS)
-    reason = target.available()
+    reason = target.available() if target.emulator == "none" else f"emulator={target.emulator} tells no times"
     if reason is not None:
         raise GraphoptError(f"tuning times code, and that cannot be run here: {reason}; tune on another with --remote")
     return 1
