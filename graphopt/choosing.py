@@ -2,7 +2,8 @@
 
     artifact = compile_fastest(compile_one, "model.onnx", make_target("cpu{backend=auto}"), Path("build"), options)
 
-Not here: which targets are candidates (`Target.candidates`), timing (timing.py).
+What was not proven is no match for the reference's own runtime. Not here: which targets are candidates
+(`Target.candidates`), timing (timing.py).
 """
 
 from __future__ import annotations
@@ -39,15 +40,21 @@ _TIMING = BenchPlan(seconds=4.0)
 
 @dataclass(frozen=True)
 class _Tried:
-    """One candidate: its artifact, or why there is none."""
+    """One candidate: its artifact, and why it is no choice: there is none, or it was not proven."""
 
     target: str
     artifact: Artifact | None = None
     error: GraphoptError | None = None
 
+    @property
+    def choice(self) -> Artifact | None:
+        return self.artifact if self.error is None else None
+
 
 def compile_fastest(compile_one: CompileOne, source: Source, asked: Target, out: Path, options: Options) -> Artifact:
     """Compile for every candidate of a target, time those that verify in turns, and write the fastest to `out`.
+
+    Where numbers could not be checked, the reference's own runtime is shipped if it is a candidate.
 
     Args:
         compile_one: compiles for one target into a folder: the driver's.
@@ -63,7 +70,8 @@ def compile_fastest(compile_one: CompileOne, source: Source, asked: Target, out:
         alternatives = [(_frozen_choice(out, asked),)] if options.frozen else asked.candidates()
         one = replace(options, frozen=False)
         tried = [item for texts in alternatives for item in _first_good(compile_one, source, texts, Path(scratch), one)]
-        good = [item.artifact for item in tried if item.artifact is not None]
+        tried = _without_unproven(tried)
+        good = [item.choice for item in tried if item.choice is not None]
         if not good:
             raise next(item.error for item in tried if item.error is not None)
         start = time.perf_counter()
@@ -123,6 +131,23 @@ def _first_good(
     return tried
 
 
+def _without_unproven(tried: Sequence[_Tried]) -> list[_Tried]:
+    """Take what was not proven out of the choice, where the reference's own runtime is one."""
+    reference = next((item for item in tried if item.choice and make_target(item.target).is_reference()), None)
+    if reference is None:
+        return list(tried)
+    return [item if item.choice is None else _if_proven(item, item.choice, reference.target) for item in tried]
+
+
+def _if_proven(item: _Tried, made: Artifact, reference: str) -> _Tried:
+    numbers = made.manifest["numerics"]
+    if numbers["status"] == "passed" or make_target(item.target).is_reference():
+        return item
+    is_loss = numbers["tolerance"] == "lossy"
+    hint = "a gate on accuracy judges that" if is_loss else f"{reference} computes as the reference"
+    return replace(item, error=GraphoptError(f"its numbers were not checked: {numbers['reason']}; {hint}"))
+
+
 def _time(found: Sequence[Artifact], options: Options) -> BenchReport:
     """All candidates in turns, on the user's data or on made inputs."""
     models = {model.path: model for model in (runnable(item.path) for item in found)}
@@ -144,12 +169,15 @@ def _fastest(found: Sequence[Artifact], timed: BenchReport | None) -> Artifact:
 
 
 def _rows(tried: Sequence[_Tried], best: Artifact, timed: BenchReport | None) -> list[dict[str, Any]]:
-    """What the report tells of each candidate: whether it is `shipped`, its time, or why it is out."""
+    """What the report tells of each candidate: whether it is `shipped`, the verdict on its numbers, its time, or why it
+    is out."""
     rows = iter([timed.rows[0], *timed.rows[2:]] if timed is not None else [])
     out: list[dict[str, Any]] = []
     for item in tried:
         row: dict[str, Any] = {"target": str(make_target(item.target)), "shipped": item.artifact is best}
-        if item.artifact is None:
+        if item.artifact is not None:
+            row["numerics"] = item.artifact.manifest["numerics"]
+        if item.error is not None:
             row["refused"] = str(item.error)
         elif timed is not None:
             found = dataclasses.asdict(next(rows))

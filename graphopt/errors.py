@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+# What other tools call it.
+_ELSEWHERE = {"gpu": "cuda", "ort": "onnxruntime", "arm64": "aarch64"}
+
 
 class GraphoptError(Exception):
     """A failure that is explained to the user in one line. `exit_code` is the CLI's exit status."""
@@ -42,6 +45,10 @@ class RuntimeDied(GraphoptError):
     """A runtime crashed on a model or took longer than it may; its process is gone."""
 
 
+class RanTooLong(RuntimeDied):
+    """A runtime took longer than it may: nothing is known of what it was given."""
+
+
 class MissingDependency(GraphoptError):
     """An optional package is needed and is not installed."""
 
@@ -51,12 +58,26 @@ class MissingDependency(GraphoptError):
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' for the nearest known word, or the known words when none is near."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is meant, whatever its case; None when none is near."""
     import difflib
 
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    words = sorted(known)
+    folded = {item.lower(): item for item in words}
+    same = folded.get(_ELSEWHERE.get(word.lower(), word.lower()))
+    if same is not None:
+        return same
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return near[0]
+    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean X?' for the nearest known word, or the known words when none is near."""
+    known = sorted(known)
+    near = nearest(word, known)
+    if near is not None:
+        return f"; did you mean {near!r}?"
     return f"; known: {', '.join(known)}" if known and len(known) <= 40 else ""

@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError, did_you_mean, nearest
 
 _NAME = re.compile(r"[A-Za-z@][\w.\-]*")
 _BARE = re.compile(r"[^\s{}\[\](),\"]+")
@@ -208,7 +208,9 @@ def _convert(text: str | tuple[str, ...], hint: Any) -> Any:
         raise last
     if origin is typing.Literal:
         if text not in args:
-            raise ValueError(f"is not one of {', '.join(map(str, args))}{did_you_mean(str(text), args)}")
+            near = nearest(str(text), map(str, args))
+            hint = f"; did you mean {near!r}?" if near is not None else ""
+            raise ValueError(f"is not one of {', '.join(map(str, args))}{hint}")
         return text
     if origin is tuple:
         items = text if isinstance(text, tuple) else (text,)

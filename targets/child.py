@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import graphopt
-from graphopt.errors import GraphoptError, RuntimeDied
+from graphopt.errors import GraphoptError, RanTooLong, RuntimeDied
 
 if TYPE_CHECKING:
     from graphopt.targets.onnxruntime.wire import Channel
@@ -82,7 +82,7 @@ class Child:
             time_limit: seconds for this request; None for the child's own.
 
         Raises:
-            RuntimeDied: the child crashed or took too long; it is closed.
+            RuntimeDied: the child crashed or took too long (RanTooLong); it is closed.
             GraphoptError: it refused, or took too much memory, after which it is closed.
         """
         from graphopt.targets.onnxruntime.wire import WireClosed, WireTimeout
@@ -103,7 +103,7 @@ class Child:
             raise GraphoptError(f"{doing} {self._subject}: {error}") from None
         except WireTimeout:
             self.close()
-            raise RuntimeDied(
+            raise RanTooLong(
                 f"{doing} {self._subject} took over {limit:g} s and was stopped; "
                 "raise the time limit or use smaller feeds"
             ) from None

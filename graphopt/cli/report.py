@@ -60,8 +60,9 @@ def _candidates(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A line for each target that was tried."""
     for row in rows:
         mark = "shipped" if row["shipped"] else "refused" if "refused" in row else "slower"
-        what = f"{row['median_ms']:.3f} ms" if "median_ms" in row else row.get("refused", "no other one compiles")
-        yield f"{mark}: {row['target']}: {what}"
+        what = f"{row['median_ms']:.3f} ms" if "median_ms" in row else row.get("refused", "there is no other choice")
+        numbers = f", numerics {row['numerics']['status']}" if "refused" not in row else ""
+        yield f"{mark}: {row['target']}: {what}{numbers}"
 
 
 def write_remarks(remarks: list[dict[str, Any]], path: Path | None) -> None:

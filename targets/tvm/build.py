@@ -21,6 +21,9 @@ from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.plan import SOURCE
 from graphopt.targets.tvm.toolchain import linker
 
+ISA_SYMBOL = "graphopt_isa_"
+"""Begins the name of a library's symbol that ends in the instruction set of its code; run.cc looks for it."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -73,7 +76,7 @@ def build(
     import tvm
     from tvm import relax
 
-    link = linker(machine.triple)
+    link, stamp = linker(machine.triple), [f"-Wl,--defsym={ISA_SYMBOL}{machine.isa}=1"]
     target = machine.target()
     with target, tvm.transform.PassContext(opt_level=3):
         module = relax.transform.ConvertToDataflow(min_size=1)(module)
@@ -84,12 +87,12 @@ def build(
         with cuda_as_source():
             built = relax.build(module, target, relax_pipeline=_lowering())
     if not machine.arch:
-        built.export_library(str(path), fcompile=link)
+        built.export_library(str(path), fcompile=link, options=stamp)
         return Built(reason, weights=weights, notes=notes)
     from graphopt.targets.tvm.gpu.embedding import DeviceCode
 
     code = DeviceCode(machine, path.with_suffix(SOURCE), compile_source)
-    built.export_library(str(path), fcompile=link, fpack_imports=code.pack)
+    built.export_library(str(path), fcompile=link, fpack_imports=code.pack, options=stamp)
     return Built(reason, rules, code.kernels(), weights, notes)
 
 

@@ -2,12 +2,14 @@
 
     folder = runtime_for("aarch64-linux-gnu")       # libtvm_runtime.so, libtvm_ffi.so and the program `run`
 
-Made once, in the cache folder; nothing of the packages is installed.
+Made once for what goes into it, in the cache folder; nothing of the packages is installed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -16,6 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from graphopt.environment import versions
 from graphopt.errors import GraphoptError, MissingDependency
 from graphopt.models.cache import cache_root, place
 from graphopt.models.download import fetch_wheel
@@ -40,6 +43,7 @@ WHEELS = {
     ),
 }
 PROGRAM = "run"
+SOURCE = Path(__file__).with_name("run.cc")
 RUNTIME = ("libtvm_runtime.so", "libtvm_ffi.so")
 """What a device needs beside a library."""
 FILES = (*RUNTIME, PROGRAM)
@@ -76,9 +80,18 @@ def runtime_for(triple: str, cache_dir: str | os.PathLike[str] | None = None) ->
         raise GraphoptError(
             f"TVM's packages have no runtime for {triple}, only for x86-64 and aarch64; build it from TVM's source"
         )
-    version = WHEELS["libtvm_runtime.so"].version
-    folder = cache_root(cache_dir) / "tvm" / f"{triple}-{version}"
+    folder = cache_root(cache_dir) / "tvm" / f"{triple}-{_identity(triple)}"
     return folder if folder.is_dir() else place(folder, lambda made: _make(triple, made))
+
+
+def _identity(triple: str) -> str:
+    """The version of the runtime, and a hash of all that the folder is made of: libraries, headers, program."""
+    packages = ("apache-tvm", "apache-tvm-ffi")
+    installed = {name: text for name, text in versions(packages).items() if name in packages}
+    fetched = {} if _is_native(triple) else {wheel.package: wheel.sha256 for wheel in WHEELS.values()}
+    version = WHEELS["libtvm_runtime.so"].version if fetched else installed.get("apache-tvm", "")
+    made_of = json.dumps([installed, fetched], sort_keys=True).encode() + SOURCE.read_bytes()
+    return f"{version}-{hashlib.sha256(made_of).hexdigest()[:12]}"
 
 
 def _make(triple: str, folder: Path) -> None:
@@ -90,15 +103,14 @@ def _make(triple: str, folder: Path) -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
             _unpack(fetch_wheel(wheel, Path(scratch)), name, folder / name)
-    link = ["-L", str(folder), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime", "-Wl,-rpath,$ORIGIN"]
-    source = Path(__file__).with_name("run.cc")
+    link = ["-L", str(folder), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime", "-ldl", "-Wl,-rpath,$ORIGIN"]
     done = subprocess.run(
-        [command, "-std=c++17", "-O2", str(source), f"-I{_headers()}", *link, "-o", str(folder / PROGRAM)],
+        [command, "-std=c++17", "-O2", str(SOURCE), f"-I{_headers()}", *link, "-o", str(folder / PROGRAM)],
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        raise GraphoptError(f"{command} cannot compile {source.name}: {done.stderr.strip().splitlines()[-1][:300]}")
+        raise GraphoptError(f"{command} cannot compile {SOURCE.name}: {done.stderr.strip().splitlines()[-1][:300]}")
 
 
 def _is_native(triple: str) -> bool:

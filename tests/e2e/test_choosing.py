@@ -12,6 +12,7 @@ import pytest
 from graphopt import artifact as artifacts
 from graphopt import choosing, driver
 from graphopt.cli import main
+from graphopt.cli.report import _candidates
 from graphopt.driver import Options
 from graphopt.errors import FrozenError, GraphoptError, PassError, VerificationError
 from graphopt.ir.hash import structural_hash
@@ -29,6 +30,7 @@ agraph (float[1,16,8,8] x) => (int64[N] y) <float[16,16,3,3] w>
 { h = Conv<pads=[1,1,1,1]>(x, w) r = Round(h) u = Unique(r) c = Cast<to=7>(u) y = Identity(c) }"""
 
 AUTO = "cpu{backend=auto}"
+PASSED = {"status": "passed", "tolerance": "exact", "reason": ""}
 ONE, TWO = "cpu{threads=1}", "cpu{threads=2}"
 
 
@@ -94,9 +96,48 @@ def test_what_does_not_verify_is_out_with_its_reason(model: Path, asked: Target,
     made = choosing.compile_fastest(wrong, model, asked, tmp_path / "out", Options())
     assert made.manifest["target"] == ONE
     assert made.report["candidates"] == [
-        {"target": ONE, "shipped": True},
+        {"target": ONE, "shipped": True, "numerics": PASSED},
         {"target": TWO, "shipped": False, "refused": "numerics failed: y"},
     ]
+
+
+def unchecked(source: Any, chosen: Target, out: Path, options: Options) -> Any:
+    """The driver's compile, but the second target's numbers are not checked."""
+    return driver.compile(source, chosen, out, replace(options, numerics="off") if str(chosen) == TWO else options)
+
+
+@pytest.fixture
+def only_one_is_the_reference(asked: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(asked), "is_reference", lambda self: str(self) == ONE)
+
+
+@pytest.mark.usefixtures("only_one_is_the_reference")
+def test_what_was_not_checked_loses_against_the_reference_runtime(
+    model: Path, asked: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, 1.0, 0.5)
+    made = choosing.compile_fastest(unchecked, model, asked, tmp_path / "out", Options())
+    assert made.manifest["target"] == ONE and made.manifest["numerics"]["status"] == "passed"
+    first, second = made.report["candidates"]
+    assert first == {"target": ONE, "shipped": True, "numerics": PASSED}
+    assert second["numerics"] == {"status": "not-checked", "tolerance": "exact", "reason": "numerics are off"}
+    assert second["refused"] == f"its numbers were not checked: numerics are off; {ONE} computes as the reference"
+    for compile_one, mark in ((unchecked, f"shipped: {ONE}: there is no other choice"), (driver.compile, "slower")):
+        rows = choosing.compile_fastest(compile_one, model, asked, tmp_path / "out", Options()).report["candidates"]
+        told = list(_candidates(rows))
+        assert told[0].startswith(mark) and told[0].endswith(", numerics passed")
+
+
+@pytest.mark.usefixtures("only_one_is_the_reference")
+def test_what_was_not_checked_is_shipped_where_nothing_else_runs(model: Path, asked: Target, tmp_path: Path) -> None:
+    def alone(source: Any, chosen: Target, out: Path, options: Options) -> Any:
+        if str(chosen) == ONE:
+            raise GraphoptError("no kernel")
+        return unchecked(source, chosen, out, options)
+
+    made = choosing.compile_fastest(alone, model, asked, tmp_path / "out", Options())
+    assert made.manifest["target"] == TWO
+    assert [row.get("numerics", {}).get("status") for row in made.report["candidates"]] == [None, "not-checked"]
 
 
 def test_nothing_is_written_when_none_verifies(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +218,7 @@ def test_with_tvm(
     out = tmp_path / "out"
     assert run("compile", str(tmp_path / "model.onnx"), "--target", AUTO, "-o", str(out)) == 0
     rows = json.loads((out / "report.json").read_text())["candidates"]
+    assert {row["numerics"]["status"] for row in rows if "refused" not in row} == {"passed"}
     assert [row["target"] for row in rows if "refused" not in row] == ["cpu", second]
     fastest = min((row for row in rows if "refused" not in row), key=lambda row: row["ratio"])
     assert fastest["shipped"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -123,20 +125,72 @@ def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path:
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), reference.run({"x": x()})["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_the_example_in_cpp_runs_a_library(compiled: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run.cc, compiled as docs/tvm.md says."""
+    folder = tmp_path_factory.mktemp("program")
     site = sysconfig.get_paths()["purelib"]
     libraries = [f"{site}/tvm_ffi/lib", f"{site}/tvm/lib"]
     command = ["g++", "-std=c++17", str(ROOT / "targets" / "tvm" / "run.cc"), f"-I{site}/tvm_ffi/include"]
-    command += [*(f"-L{path}" for path in libraries), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime"]
+    command += [*(f"-L{path}" for path in libraries), "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime", "-ldl"]
     command += [f"-Wl,-rpath,{':'.join(libraries)}", "-o", "run"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
+    return folder / "run"
+
+
+def run_in(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_example_in_cpp_runs_a_library(compiled: Path, program: Path, tmp_path: Path) -> None:
     x().tofile(tmp_path / "x.bin")
-    library = str(compiled / "build" / "model.so")
-    subprocess.run(["./run", library, "float32:1,3,8,8:x.bin"], cwd=tmp_path, check=True, timeout=60)
+    done = run_in(tmp_path, program, compiled / "build" / "model.so", "float32:1,3,8,8:x.bin")
+    assert done.returncode == 0, done.stderr
     with open_runner(compiled / "net.onnx") as reference:
         expected = reference.run({"x": x()})["y"]
     got = np.fromfile(tmp_path / "out0.bin", np.float32).reshape(expected.shape)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("float32:a,8:x.bin", "'a' is no size; an input is dtype:dims:file"),
+        ("float32:1,-8:x.bin", "'-8' is no size"),
+        ("float32:1,:x.bin", "'' is no size"),
+        ("float32:9999999999,9999999999:x.bin", "these sizes are too large"),
+        ("float32:1,3,8,8", "an input is dtype:dims:file"),
+        ("float32:1,3,8,9:x.bin", "x.bin has 768 bytes, and float32:1,3,8,9 has 864"),
+        ("float32:1,3,8,7:x.bin", "x.bin has 768 bytes, and float32:1,3,8,7 has 672"),
+        ("float32:1,3,8,8:y.bin", "cannot open y.bin"),
+    ],
+)
+def test_the_example_in_cpp_refuses_bad_input(
+    given: str, message: str, compiled: Path, program: Path, tmp_path: Path
+) -> None:
+    x().tofile(tmp_path / "x.bin")
+    done = run_in(tmp_path, program, compiled / "build" / "model.so", given)
+    assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "out0.bin").exists()
+    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_example_in_cpp_tells_what_it_cannot_write(compiled: Path, program: Path, tmp_path: Path) -> None:
+    x().tofile(tmp_path / "x.bin")
+    (tmp_path / "out0.bin").mkdir()
+    done = run_in(tmp_path, program, compiled / "build" / "model.so", "float32:1,3,8,8:x.bin")
+    assert done.returncode == 1 and done.stdout == "" and "cannot write out0.bin" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates an x86 CPU without AVX2")
+def test_the_example_in_cpp_refuses_a_cpu_without_the_instructions(
+    compiled: Path, program: Path, tmp_path: Path
+) -> None:
+    x().tofile(tmp_path / "x.bin")
+    isa = json.loads((compiled / "build" / "plan.json").read_text())["isa"]
+    library = compiled / "build" / "model.so"
+    done = run_in(tmp_path, "qemu-x86_64", "-cpu", "Nehalem", program, library, "float32:1,3,8,8:x.bin")
+    assert done.returncode == 1 and f"model.so is made for {isa}, and this CPU lacks avx2 " in done.stderr
 
 
 def test_code_for_another_cpu_is_refused_before_it_is_loaded(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

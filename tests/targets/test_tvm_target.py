@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from graphopt.inspecting import inspect
 from graphopt.manager.pipeline import parse
 from graphopt.manager.registry import make_target
 from graphopt.targets.tvm import machine as machines
+from graphopt.targets.tvm import runtime
 from graphopt.targets.tvm.partition import boundary_bytes, dependencies, partition
 
 
@@ -157,3 +159,27 @@ def test_listing_does_not_import_tvm() -> None:
         "assert not {'tvm', 'tvm_ffi', 'torch', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("triple", ["aarch64-linux-gnu", f"{platform.machine()}-linux-gnu"])
+def test_the_runtime_is_made_anew_when_what_it_is_made_of_changes(
+    triple: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def make(triple: str, folder: Path) -> None:
+        folder.mkdir()
+        made.append(folder.name)
+
+    monkeypatch.setattr(runtime, "_make", make)
+    monkeypatch.setattr(runtime, "versions", lambda packages: {"numpy": "1", "apache-tvm": "9.9"})
+    first = runtime.runtime_for(triple, tmp_path)
+    assert runtime.runtime_for(triple, tmp_path) == first and made == [first.name]
+    monkeypatch.setattr(runtime, "versions", lambda packages: {"numpy": "2", "apache-tvm": "9.10"})
+    second = runtime.runtime_for(triple, tmp_path)
+    (tmp_path / "run.cc").write_text(runtime.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(runtime, "SOURCE", tmp_path / "run.cc")
+    third = runtime.runtime_for(triple, tmp_path)
+    assert made == [first.name, second.name, third.name] and len(set(made)) == 3
+    if triple.startswith(platform.machine()):
+        assert "-9.9-" in first.name and "-9.10-" in second.name

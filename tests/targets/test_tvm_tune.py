@@ -23,12 +23,13 @@ from graphopt.driver import Options  # noqa: E402
 from graphopt.errors import GraphoptError  # noqa: E402
 from graphopt.ir.text import from_text  # noqa: E402
 from graphopt.ir.writer import write  # noqa: E402
+from graphopt.manager.registry import make_target  # noqa: E402
 from graphopt.targets.tvm.machine import host  # noqa: E402
 from graphopt.targets.tvm.settings import TvmSettings  # noqa: E402
 from graphopt.targets.tvm.tuning import model, search  # noqa: E402
 from graphopt.targets.tvm.tuning.lane import Builder, local_runner  # noqa: E402
 from graphopt.timing import BenchReport, BenchRow  # noqa: E402
-from graphopt.tuning import parse_duration, parse_remote  # noqa: E402
+from graphopt.tuning import Tuning, parse_duration, parse_remote  # noqa: E402
 
 NET = """<ir_version: 10, opset_import: ["" : 21]>
 agraph (float[1,16,14,14] x) => (float[1,10] y) <float[48,16,3,3] w, float[48] b, float[48,10] v>
@@ -278,6 +279,20 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 def test_half_a_remote_is_refused(remote: str | None, key: str | None, message: str) -> None:
     with pytest.raises(GraphoptError, match=message):
         parse_remote(remote, key)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("tvm{device=aarch64 emulator=qemu threads=1}", "emulator=qemu tells no times; tune on another with --remote"),
+        ("tvm{device=cuda emulator=cpu}", "products of CPU code, and device=cuda has none: leave --tune out"),
+        ("tvm{device=cuda}", "products of CPU code, and device=cuda has none: leave --tune out"),
+    ],
+)
+def test_what_tells_no_times_is_not_tuned(text: str, message: str) -> None:
+    target: Any = make_target(text)
+    with pytest.raises(GraphoptError, match=message):
+        model._places(target, Tuning(1.0))
 
 
 def test_targets_without_a_tuner_say_so(tmp_path: Path) -> None:

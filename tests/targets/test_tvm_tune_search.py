@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, RanTooLong
+from graphopt.manager.registry import make_target
 from graphopt.targets.tvm.tuning.database import Database, Record
 from graphopt.targets.tvm.tuning.lane import Built, Measured, RunnerLost, Space
 from graphopt.targets.tvm.tuning.search import PATIENCE, Task, distance
 from graphopt.targets.tvm.tuning.tuner import Tuner
+from graphopt.tuning import Remote, Tuning
 
 BIG, SMALL = "matmul 128x384 384x1536", "matmul 16x64 64x64"
 KEY = {"machine": {"isa": "avx2"}, "versions": {"apache-tvm": "1", "schedules": "a"}}
@@ -33,6 +35,7 @@ class FakeBuilder:
 
     folder: Path
     bad: tuple[list[Any], ...] = ()
+    error: GraphoptError = field(default_factory=lambda: GraphoptError("TVM refused it; raise the limit"))
     built: list[list[Any]] = field(default_factory=list)
 
     def space(self, workload: str) -> Space:
@@ -44,7 +47,7 @@ class FakeBuilder:
     def build(self, workload: str, chosen: list[Any]) -> Built:
         self.built.append(chosen)
         if chosen in self.bad:
-            raise GraphoptError("compiling the candidate took over 2 s and was stopped; raise the limit")
+            raise self.error
         return Built(self.folder / json.dumps(chosen))
 
     def close(self) -> None: ...
@@ -115,10 +118,37 @@ def test_candidates_that_fail_are_logged_and_not_tried_again(tmp_path: Path) -> 
     first = tuner(tmp_path, builder)
     first.run({BIG: 1})
     assert [item.choice for item in first.failures if item.choice in bad] and first.choices()[BIG] not in bad
-    assert first.failures[0].reason == "compiling the candidate took over 2 s and was stopped"
+    assert first.failures[0].reason == "TVM refused it"
     second = FakeBuilder(tmp_path, bad)
     tuner(tmp_path, second).run({BIG: 1})
     assert not [item for item in second.built if item in builder.built]
+
+
+def test_what_ran_into_the_time_limit_is_tried_again_in_the_next_run(tmp_path: Path) -> None:
+    busy = FakeBuilder(tmp_path, (choice(8, 2),), RanTooLong("compiling the candidate took over 5 s and was stopped"))
+    first = tuner(tmp_path, busy)
+    first.run({BIG: 1})
+    assert busy.built.count(choice(8, 2)) == 1 and [item.choice for item in first.failures] == [choice(8, 2)]
+    known = first.database.read(BIG)
+    assert known is not None and json.dumps(choice(8, 2)) not in known.tried
+    known.idle = 0
+    first.database.write(known)
+    again = tuner(tmp_path)
+    again.run({BIG: 1})
+    assert again.choices() == {BIG: choice(8, 2)}
+
+
+def test_a_base_that_cannot_be_built_ends_its_workload_only(tmp_path: Path) -> None:
+    class Broken(FakeBuilder):
+        def base(self, workload: str, space: Space) -> Built:
+            if workload == SMALL:
+                raise RanTooLong("compiling the candidate took over 65 s and was stopped")
+            return super().base(workload, space)
+
+    Database(tmp_path / "cache", KEY).write(Record(SMALL, 1e-3, {}, (choice(7), 0.9), 1))
+    run = tuner(tmp_path, Broken(tmp_path))
+    run.run({BIG: 1, SMALL: 1})
+    assert run.choices() == {BIG: choice(8, 2), SMALL: choice(7)} and not run.ran_out
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -161,14 +191,98 @@ def test_the_work_of_a_runner_that_is_lost_goes_to_another(tmp_path: Path) -> No
 
 
 def test_the_last_runner_that_is_lost_is_an_error(tmp_path: Path) -> None:
+    run = tuner(tmp_path, runners=[FakeRunner(left=4), FakeRunner(left=1)])
     with pytest.raises(RunnerLost, match="no machine is left"):
-        tuner(tmp_path, runners=[FakeRunner(left=4), FakeRunner(left=1)]).run({BIG: 1, SMALL: 1})
+        run.run({BIG: 1, SMALL: 1})
+    assert run.runners == []
+
+
+def test_what_was_found_before_the_last_runner_was_lost_counts(tmp_path: Path) -> None:
+    Database(tmp_path / "cache", KEY).write(Record(SMALL, 1e-3, {}, (choice(7), 0.9), PATIENCE))
+    run = tuner(tmp_path, runners=[FakeRunner(left=30)])
+    with pytest.raises(RunnerLost):
+        run.run({BIG: 1, SMALL: 1})
+    assert run.choices().keys() == {BIG, SMALL}
+    none = tuner(tmp_path / "other", runners=[FakeRunner(left=0)])
+    none.database.write(Record(SMALL, 1e-3, {}, (choice(7), 0.9), PATIENCE))
+    with pytest.raises(RunnerLost):
+        none.run({BIG: 1, SMALL: 1})
+    assert none.choices() == {SMALL: choice(7)}
 
 
 def test_the_budget_ends_a_run(tmp_path: Path) -> None:
     run = tuner(tmp_path, seconds=0.0)
     run.run({BIG: 1})
-    assert run.tasks == [] and run.choices() == {}
+    assert run.tasks == [] and run.choices() == {} and run.ran_out
+
+
+def test_what_is_known_is_chosen_when_the_budget_is_spent(tmp_path: Path) -> None:
+    Database(tmp_path / "cache", KEY).write(Record(BIG, 1e-3, {}, (choice(8), 0.9), 3))
+    builder = FakeBuilder(tmp_path)
+    run = tuner(tmp_path, builder, seconds=0.0)
+    run.run({BIG: 1, SMALL: 1})
+    assert run.choices() == {BIG: choice(8)}
+    assert run.ran_out and run.tried == 0 and builder.built == []
+    assert [(task.workload, task.finished) for task in run.tasks] == [(BIG, False)]
+
+
+@dataclass
+class Made:
+    """What compile_tuned is told of a compilation."""
+
+    workloads: dict[str, int]
+    files: tuple[str, ...] = ()
+
+
+def compile_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, runner: FakeRunner, tuning: Tuning
+) -> tuple[list[dict[str, Any]], Any]:
+    """What was compiled (choices), and the result of tuning with made-up processes."""
+    pytest.importorskip("tvm")
+    from graphopt.targets.tvm.tuning import model
+
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(model, "machines", lambda remote: 1)
+    monkeypatch.setattr(model, "Builder", lambda machine, scratch, limit: FakeBuilder(scratch))
+    monkeypatch.setattr(model, "_runner", lambda machine, tuning, limit: runner)
+    made: list[dict[str, Any]] = []
+
+    def make(where: Path, choices: Any) -> Any:
+        made.append(dict(choices))
+        return Made({BIG: 1})
+
+    def compare(*arguments: Any) -> Any:
+        raise GraphoptError("no machine has registered with this key")
+
+    monkeypatch.setattr(model, "_compare", compare)
+    target: Any = make_target("tvm{isa=avx2 threads=1}")
+    shipped, result = model.compile_tuned(make, folder, target, tuning)
+    assert shipped.files == () and result.decisions["choices"] == {} and result.details["shipped"] == "untuned"
+    return made, result
+
+
+REMOTE = Remote("127.0.0.1", 1, "board")
+
+
+def test_the_untuned_code_is_shipped_when_the_last_machine_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, result = compile_with(monkeypatch, tmp_path, FakeRunner(left=2), Tuning(60.0, remote=REMOTE))
+    assert made == [{}]
+    assert "no machine is left" in result.notes and "tuning ended there: no machine is left" in result.notes
+    assert result.notes[-1].endswith("the untuned code is shipped")
+
+
+def test_what_cannot_be_timed_as_a_whole_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, result = compile_with(monkeypatch, tmp_path, FakeRunner(left=30), Tuning(60.0, remote=REMOTE))
+    assert made[0] == {} and made[1].keys() == {BIG}
+    assert result.notes[-1].startswith("the tuned code could not be timed (no machine has registered with this key)")
+
+
+def test_a_budget_that_is_spent_at_once_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, result = compile_with(monkeypatch, tmp_path, FakeRunner(), Tuning(1e-9, remote=REMOTE))
+    assert made == [{}] and result.details["tried"] == 0
+    assert "the 1e-09 s of --tune were spent before anything was tried: give it more" in result.notes
 
 
 def test_records_that_do_not_count_are_left_out_with_a_note(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, nearest
 from graphopt.spec import Spec, SpecError, build, parse_spec, unbuild
 
 
@@ -51,6 +51,8 @@ def test_values_take_the_type_of_their_field() -> None:
         ("p{count=x}", "count=x is not an integer"),
         ("p{flag=maybe}", "is not true or false"),
         ("p{mode=fats}", "did you mean 'fast'?"),
+        ("p{mode=SLOW}", "mode=SLOW is not one of fast, slow; did you mean 'slow'?"),
+        ("p{Mode=fast}", "has no option 'Mode'; did you mean 'mode'?"),
         ("p{count=[1 2]}", "is a list, one value is wanted"),
     ],
 )
@@ -58,6 +60,27 @@ def test_wrong_options_say_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(GraphoptError) as caught:
         build(Options, parse_spec(text), "pass")
     assert message in str(caught.value)
+
+
+def test_what_is_not_near_lists_the_known_once() -> None:
+    with pytest.raises(GraphoptError) as caught:
+        build(Options, parse_spec("p{mode=zzz}"), "pass")
+    assert str(caught.value) == "pass 'p': option mode=zzz is not one of fast, slow"
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [
+        ("gpu", ("cpu", "cuda"), "cuda"),
+        ("gpu", ("cpu",), "cpu"),
+        ("ort", ("none", "onnxruntime"), "onnxruntime"),
+        ("x", ("X", "xy"), "X"),
+        ("AVX513", ("avx2", "avx512"), "avx512"),
+        ("sve", ("auto", "avx2"), None),
+    ],
+)
+def test_what_is_meant_is_found_whatever_its_case(word: str, known: tuple[str, ...], meant: str | None) -> None:
+    assert nearest(word, known) == meant
 
 
 @pytest.mark.parametrize(

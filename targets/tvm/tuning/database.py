@@ -33,7 +33,8 @@ class Record:
     Attributes:
         workload: its text.
         seconds: of the untuned choice.
-        tried: ratio to the untuned choice by choice (as JSON text); None where it could not be compiled or run.
+        tried: ratio to the untuned choice by choice (as JSON text); None where it could not be compiled or run. What
+            ran into a time limit is not among them: another time the machine may be less busy.
         kept: the choice that was confirmed to be faster, and its ratio; None while there is none.
         idle: how many were tried since the last improvement.
     """

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from graphopt.targets.tvm.plan import MODEL, PLAN
 from graphopt.targets.tvm.remote import machines
 from graphopt.targets.tvm.settings import TvmSettings
 from graphopt.targets.tvm.tuning.database import Database, schedules_version
-from graphopt.targets.tvm.tuning.lane import Builder, Runner, local_runner, remote_runner
+from graphopt.targets.tvm.tuning.lane import Builder, Runner, RunnerLost, local_runner, remote_runner
 from graphopt.targets.tvm.tuning.tuner import Tuner
 from graphopt.timing import BenchPlan, BenchReport, bench
 
@@ -69,33 +69,43 @@ def compile_tuned(make: Make, folder: Path, target: Tvm, tuning: Tuning) -> tupl
     count = _places(target, tuning)
     untuned = make(folder, {})
     compiled = time.monotonic() - start
-    reserve = min(_RESERVE * tuning.seconds, compiled + 3 * _bench_seconds(tuning))
+    end = start + tuning.seconds - min(_RESERVE * tuning.seconds, compiled + 3 * _bench_seconds(tuning))
+    tuner = _tune(untuned.workloads, machine, tuning, count, start, end)
+    choices, shipped, report, notes = tuner.choices(), untuned, None, _notes(tuner, tuning)
+    with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as scratch:
+        try:
+            if choices:
+                made = make(Path(scratch), choices)
+                report = _compare(folder, untuned, Path(scratch), made, target, tuning)
+        except GraphoptError as error:
+            notes.append(f"the tuned code could not be timed ({error}); the untuned code is shipped")
+        if report is not None and _is_faster(report):
+            shipped = made
+            for name in (*made.files, PLAN):
+                shutil.move(Path(scratch) / name, folder / name)
+    if not choices:
+        notes.append(f"tuning found nothing faster among {tuner.tried} candidates; the untuned code is shipped")
+    decisions = _decisions(machine, choices if shipped is not untuned else {})
+    details = _details(tuner, report, time.monotonic() - start)
+    return shipped, Result(decisions, details, (*notes, *_verdict(report)))
+
+
+def _tune(
+    workloads: Mapping[str, int], machine: Machine, tuning: Tuning, places: int, start: float, end: float
+) -> Tuner:
+    """A tuner that has run on so many machines till `end`, or till the last of them was lost."""
+    limit = min(max(tuning.seconds / 20, _CANDIDATE_SECONDS[0]), _CANDIDATE_SECONDS[1])
     database = Database(cache_root() / "tvm" / "tuned", _key(machine, tuning))
     with tempfile.TemporaryDirectory(prefix="graphopt-tune-") as scratch, ExitStack() as stack:
-        limit = min(max(tuning.seconds / 20, _CANDIDATE_SECONDS[0]), _CANDIDATE_SECONDS[1])
         builders = [Builder(machine, Path(scratch), limit) for _ in range(min(cores(), _MOST_BUILDERS))]
-        runners = [_runner(machine, tuning, limit) for _ in range(count)]
+        runners = [_runner(machine, tuning, limit) for _ in range(places)]
         for close in [*(builder.close for builder in builders), *(runner.close for runner in runners)]:
             stack.callback(close)
         progress = stack.enter_context(Progress("tuning", round(tuning.seconds), shown=tuning.progress))
-        tuner = Tuner(builders, runners, database, start + tuning.seconds - reserve, _watch(progress, start))
-        tuner.run(untuned.workloads)
-        choices = tuner.choices()
-        stack.close()
-        tuned = Path(scratch) / "tuned"
-        tuned.mkdir()
-        shipped, report = untuned, None
-        if choices:
-            made = make(tuned, choices)
-            report = _compare(folder, untuned, tuned, made, target, tuning)
-            if _is_faster(report):
-                shipped = made
-                for name in (*made.files, PLAN):
-                    shutil.move(tuned / name, folder / name)
-            else:
-                choices = {}
-    details = _details(tuner, report, time.monotonic() - start)
-    return shipped, Result(_decisions(machine, choices), details, tuple([*database.notes, *_notes(tuner, report)]))
+        tuner = Tuner(builders, runners, database, end, _watch(progress, start))
+        with suppress(RunnerLost):  # `lost` tells; what was found before is there
+            tuner.run(workloads)
+    return tuner
 
 
 def _replayed(decisions: Mapping[str, Any], machine: Machine) -> dict[str, list[Any]]:
@@ -117,11 +127,15 @@ def _places(target: Tvm, tuning: Tuning) -> int:
     """On how many machines choices are timed.
 
     Raises:
-        GraphoptError: on none.
+        GraphoptError: on none, or there is nothing to time.
     """
+    if target.device == "cuda":
+        raise GraphoptError(
+            "tuning tries convolutions and products of CPU code, and device=cuda has none: leave --tune out"
+        )
     if tuning.remote is not None:
         return min(machines(tuning.remote), _MOST_RUNNERS)
-    reason = target.available()
+    reason = target.available() if target.emulator == "none" else f"emulator={target.emulator} tells no times"
     if reason is not None:
         raise GraphoptError(f"tuning times code, and that cannot be run here: {reason}; tune on another with --remote")
     return 1
@@ -207,15 +221,24 @@ def _details(tuner: Tuner, report: BenchReport | None, seconds: float) -> dict[s
     return out if report is None else {**out, "timing": report.to_json()}
 
 
-def _notes(tuner: Tuner, report: BenchReport | None) -> list[str]:
-    notes = list(tuner.lost)
+def _notes(tuner: Tuner, tuning: Tuning) -> list[str]:
+    """What the user is told of the search."""
+    notes = [*tuner.database.notes, *tuner.lost]
+    if not tuner.runners:
+        notes.append("tuning ended there: no machine is left")
+    elif tuner.ran_out and not tuner.tried:
+        notes.append(f"the {tuning.seconds:g} s of --tune were spent before anything was tried: give it more")
     if tuner.failures:
         first = tuner.failures[0]
         notes.append(
             f"{len(tuner.failures)} candidates failed and were left out, first of {first.workload}: {first.reason}"
         )
+    return notes
+
+
+def _verdict(report: BenchReport | None) -> tuple[str, ...]:
     if report is None:
-        return [*notes, f"tuning found nothing faster among {tuner.tried} candidates; the untuned code is shipped"]
+        return ()
     row, again = report.rows[2], report.rows[1]
     measured = f"the tuned code takes {row.ratio:.3f} of the untuned (A/A {again.ratio:.3f})"
-    return [*notes, measured if _is_faster(report) else f"{measured}: the untuned code is shipped"]
+    return (measured if _is_faster(report) else f"{measured}: the untuned code is shipped",)

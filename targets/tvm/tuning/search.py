@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         count: how often the model has it.
-        space: its choices.
+        space: its choices; None where there is no time to list them, or nothing more is tried in this run.
         record: what is known of it.
         base: the untuned choice, compiled; None before it is needed.
         spent: seconds of this run.
@@ -34,11 +34,12 @@ class Task:
 
     workload: str
     count: int
-    space: Space
+    space: Space | None
     record: Record
     base: Built | None = None
     spent: float = 0.0
     _turn: int = field(default=0, init=False)
+    _left_out: set[str] = field(default_factory=set, init=False)
 
     @property
     def best(self) -> float:
@@ -52,7 +53,12 @@ class Task:
 
     @property
     def finished(self) -> bool:
-        return self.record.idle >= PATIENCE or not self._left()
+        return self.record.idle >= PATIENCE or (self.space is not None and not self._left())
+
+    @property
+    def waits(self) -> bool:
+        """Whether something can be tried."""
+        return self.space is not None and not self.finished
 
     def urgency(self) -> float:
         """Seconds spent per second of the model: the lowest is next."""
@@ -60,6 +66,7 @@ class Task:
 
     def proposals(self, most: int) -> list[list[Any]]:
         """The next choices to try."""
+        assert self.space is not None
         left = self._left()
         found: list[list[Any]] = []
         best = self.space.default if self.record.kept is None else self.record.kept[0]
@@ -75,13 +82,19 @@ class Task:
         self.record.tried[json.dumps(choice)] = ratio
         self.record.idle += 1
 
+    def leave_out(self, choice: Sequence[Any]) -> None:
+        """Try a choice no more in this run; nothing is known of it."""
+        self._left_out.add(json.dumps(choice))
+
     def keep(self, choice: Sequence[Any], ratio: float) -> None:
         """A choice is confirmed to be faster than the best so far."""
         self.record.kept = list(choice), ratio
         self.record.idle = 0
 
     def _left(self) -> list[list[Any]]:
-        return [choice for choice in self.space.choices if json.dumps(choice) not in self.record.tried]
+        known = self.record.tried.keys() | self._left_out
+        choices = self.space.choices if self.space is not None else ()
+        return [choice for choice in choices if json.dumps(choice) not in known]
 
 
 def distance(left: Sequence[Any], right: Sequence[Any]) -> float:

@@ -4,7 +4,8 @@
     tuner.run({"matmul 128x384 384x1536": 6, ...})
     tuner.choices()             # by workload: what was confirmed to be faster than the untuned choice
 
-The best so far is in the database at any time, so an interrupted run goes on where it stopped. Imports no TVM.
+The best so far is in the database at any time, so an interrupted run goes on where it stopped, and what is known from
+earlier runs is chosen whatever the budget. Imports no TVM.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, RanTooLong
 from graphopt.targets.tvm.tuning.database import Database, Record
 from graphopt.targets.tvm.tuning.lane import Builder, Built, Runner, RunnerLost
-from graphopt.targets.tvm.tuning.search import Task, work
+from graphopt.targets.tvm.tuning.search import PATIENCE, Task, work
 
 # Seconds of measuring: an untuned choice, a new one, and one that seems to be better.
 _OPEN_SECONDS, _TRY_SECONDS, _CONFIRM_SECONDS = 0.15, 0.12, 0.5
@@ -54,6 +55,7 @@ class Tuner:
         watch: is told after each step.
         lost: why runners were given up.
         tried: choices so far.
+        ran_out: the budget was spent while there was more to try.
     """
 
     builders: list[Builder]
@@ -65,17 +67,18 @@ class Tuner:
     failures: list[Failure] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     tried: int = 0
+    ran_out: bool = False
 
     def run(self, workloads: Mapping[str, int]) -> None:
         """Tune until the budget is spent or nothing is left to try.
 
         Raises:
-            RunnerLost: no runner is left.
+            RunnerLost: no runner is left; `choices` has what was found before.
         """
         self._begin(workloads)
-        while time.monotonic() < self.deadline:
-            waiting = sorted((task for task in self.tasks if not task.finished), key=Task.urgency)
-            if not waiting:
+        while waiting := sorted((task for task in self.tasks if task.waits), key=Task.urgency):
+            if time.monotonic() >= self.deadline:
+                self.ran_out = True
                 return
             self._round(waiting[: len(self.runners)])
 
@@ -88,46 +91,55 @@ class Tuner:
         order = sorted(workloads, key=lambda text: -workloads[text] * work(text))
         known = {text: self.database.read(text) for text in order}
 
+        self.tasks = [Task(text, workloads[text], None, record) for text, record in known.items() if record is not None]
+        there = {task.workload: task for task in self.tasks}
+
         def prepare(builder: Builder, text: str) -> Task | None:
+            record = known[text]
             if time.monotonic() >= self.deadline:
+                self.ran_out |= record is None or record.idle < PATIENCE
                 return None
             try:
-                space, record = builder.space(text), known[text]
-                base = builder.base(text, space) if record is None else None
+                space = builder.space(text)
+                if record is None:
+                    return Task(text, workloads[text], space, Record(text, 1.0), builder.base(text, space))
             except GraphoptError as error:
                 self._failed(text, [], error)
                 return None
-            return Task(text, workloads[text], space, record or Record(text, 1.0), base)
+            there[text].space = space
+            return None
 
-        tasks = [task for task in self._abreast(self.builders, order, prepare) if task is not None]
+        new = [task for task in self._abreast(self.builders, order, prepare) if task is not None]
 
-        def measure(runner: Runner, task: Task) -> bool:
-            if task.base is None:
-                return True
+        def measure(runner: Runner, task: Task) -> None:
+            assert task.space is not None and task.base is not None
             if time.monotonic() >= self.deadline:
-                return False
+                self.ran_out = True
+                return
             try:
                 task.record.seconds = runner.open(task.space.shapes, task.base, _OPEN_SECONDS)
             except RunnerLost:
                 raise
             except GraphoptError as error:
                 self._failed(task.workload, task.space.default, error)
-                return False
+                return
+            self.tasks.append(task)
             self.database.write(task.record)
             self.watch(self)
-            return True
 
-        done = self._abreast(self.runners, tasks, measure)
-        self.tasks = [task for task, measured in zip(tasks, done, strict=True) if measured]
+        self._abreast(self.runners, new, measure)
 
     def _round(self, tasks: Sequence[Task]) -> None:
         """Try a few choices of each task."""
         start = time.monotonic()
-        jobs = [(task, choice) for task in tasks for choice in task.proposals(_BATCH)]
 
         def begin(builder: Builder, task: Task) -> None:
-            if task.base is None:
-                task.base = builder.base(task.workload, task.space)
+            assert task.space is not None
+            try:
+                task.base = task.base or builder.base(task.workload, task.space)
+            except GraphoptError as error:
+                self._failed(task.workload, task.space.default, error)
+                task.space = None
 
         def build(builder: Builder, job: tuple[Task, list[Any]]) -> Built | None:
             task, choice = job
@@ -136,11 +148,11 @@ class Tuner:
             try:
                 return builder.build(task.workload, choice)
             except GraphoptError as error:
-                self._failed(task.workload, choice, error)
-                task.note(choice, None)
+                self._refused(task, choice, error)
                 return None
 
         self._abreast(self.builders, tasks, begin)
+        jobs = [(task, choice) for task in tasks if task.waits for choice in task.proposals(_BATCH)]
         built = self._abreast(self.builders, jobs, build)
         ready = list(zip(jobs, built, strict=True))
 
@@ -158,7 +170,7 @@ class Tuner:
             task.spent += (time.monotonic() - start) / len(tasks)
 
     def _compare(self, runner: Runner, task: Task, choices: Iterable[tuple[list[Any], Built]]) -> None:
-        assert task.base is not None
+        assert task.base is not None and task.space is not None
         try:
             runner.open(task.space.shapes, task.base, _OPEN_SECONDS)
         except RunnerLost:
@@ -179,10 +191,17 @@ class Tuner:
             except RunnerLost:
                 raise
             except GraphoptError as error:
-                self._failed(task.workload, choice, error)
-                task.note(choice, None)
+                self._refused(task, choice, error)
             self.tried += 1
             self.watch(self)
+
+    def _refused(self, task: Task, choice: list[Any], error: GraphoptError) -> None:
+        """A choice failed: for good, unless it was the time that was short, as on a busy machine."""
+        self._failed(task.workload, choice, error)
+        if isinstance(error, RanTooLong):
+            task.leave_out(choice)
+        else:
+            task.note(choice, None)
 
     def _failed(self, workload: str, choice: list[Any], error: GraphoptError) -> None:
         if len(self.failures) < _MOST_FAILURES:
