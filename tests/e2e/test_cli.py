@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -287,3 +288,41 @@ def test_help_and_passes_are_instant() -> None:
     for command, best in zip(commands[1:], taken, strict=True):
         told = f"graphopt {command[-1]}: {best:.3f} s, import click: {base:.3f} s"
         assert best <= max(1.5 * base, base + 0.150), told
+
+
+OUTPUTS = [
+    "opt -o",
+    "compile -o",
+    "run -o",
+    "opt --calibration-data random -p quantize-static --save-calibration",
+]
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_output_that_is_no_file_is_refused_and_stays(model: Path, tmp_path: Path, verb: str, kind: str) -> None:
+    special = tmp_path / "out"
+    try:
+        os.mkfifo(special) if kind == "pipe" else os.mknod(special, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no nodes of devices can be made here")
+    was = special.stat().st_mode
+    name, *flags = verb.split()
+    done = graphopt(name, model, *flags, special, "--dim", "N=1", cwd=tmp_path)
+    assert done.returncode == 2 and f"is a {kind}; " in done.stderr, done.stderr
+    assert special.stat().st_mode == was and sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_output_that_is_a_link_is_written_through(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for verb, name in (("opt", "m.onnx"), ("run", "x.npz"), ("compile", "build")):
+        link = tmp_path / name
+        link.symlink_to(Path("real") / name)  # nothing is there yet
+        for _ in range(2):
+            done = graphopt(verb, model, "-o", link)
+            assert done.returncode == 0, done.stderr
+            assert link.is_symlink() and (tmp_path / "real" / name).exists()
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["build", "m.onnx", "x.npz"]
+    (tmp_path / "loop").symlink_to("loop")
+    done = graphopt("opt", model, "-o", tmp_path / "loop")
+    assert done.returncode == 2 and "is a loop of links" in done.stderr
