@@ -17,7 +17,8 @@ from typing import Any
 
 from graphopt.errors import FrozenError, GraphoptError, VerificationError
 from graphopt.frontends.onnx import file_hash
-from graphopt.ir.places import beside, kind
+from graphopt.ir.places import beside
+from graphopt.ir.places import kind as kind_of
 
 MANIFEST, REPORT, PLANS = "manifest.json", "report.json", "plans.json"
 FORMAT = 1
@@ -123,7 +124,7 @@ def publish(out: Path) -> Iterator[Path]:
     Raises:
         GraphoptError: `out` is a file, holds something that is no artifact, or its parent cannot be written.
     """
-    if (there := kind(out)) not in ("", "folder"):
+    if (there := kind_of(out)) not in ("", "folder"):
         raise GraphoptError(f"output {out} is a {there}; compile writes a folder")
     if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
         raise GraphoptError(f"output {out} is a folder with other files in it; give a new or empty folder")

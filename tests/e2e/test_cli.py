@@ -203,6 +203,35 @@ def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> No
     ].items()
 
 
+def test_remarks_that_cannot_be_written_come_before_any_output(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for verb in ("opt", "compile"):
+        for place, reason in (("afile/r.jsonl", "Not a directory"), ("no/r.jsonl", "No such file"), ("in", "a folder")):
+            done = graphopt(verb, model, "-o", tmp_path / "out", "--remarks", tmp_path / place)
+            assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+            assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_remarks_may_go_to_a_pipe(model: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m graphopt opt {model} -p fuse-conv-bn -q --remarks"
+    line = f"{command} >(cat > got; touch end); while [ ! -e end ]; do sleep 0.1; done"
+    subprocess.run(["bash", "-c", line], check=True, timeout=60, cwd=tmp_path)
+    assert json.loads((tmp_path / "got").read_text().splitlines()[0])["pass"] == "fuse-conv-bn"
+
+
+def test_what_fails_leaves_no_folder_behind(model: Path, plugin: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for verb, *flags in (
+        ("opt", "--load", plugin, "-p", "wrong"),
+        ("compile", "--load", plugin, "-p", "wrong"),
+        ("compile", "--gate", "size<=1B"),
+    ):
+        done = graphopt(verb, model, "-o", tmp_path / "new" / "deep" / "out", *flags, cwd=tmp_path)
+        assert done.returncode in (1, 3), done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_print_and_dump_ir(model: Path, tmp_path: Path) -> None:
     done = graphopt(
         "opt",
