@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.external import resolve_external_data
+from graphopt.frontends.operand_types import check_operand_types
+from graphopt.frontends.structure import check_structure
 from graphopt.frontends.tensors import check_tensors
 from graphopt.ir import optable, sites
 from graphopt.ir.verifier import verify
@@ -37,9 +39,12 @@ def load(path: str | Path) -> ir.Model:
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise GraphoptError(f"{path}: sparse initializer {name!r}: sparse weights are not supported; store them dense")
+    check_structure(proto, path)
     model = _to_ir(proto, path)
     resolve_external_data(model, path)
-    return prepare(model, str(path))
+    prepare(model, str(path))
+    check_operand_types(model, str(path))
+    return model
 
 
 def prepare(model: ir.Model, origin: str) -> ir.Model:

@@ -27,19 +27,23 @@ def check_tensors(proto: Any, path: object) -> None:
     """Check every tensor of a ModelProto.
 
     Raises:
-        GraphoptError: unknown element type, a negative dimension, a size beyond 64 bits, or more or fewer data than
-            declared.
+        GraphoptError: an initializer that is there twice, unknown element type, a negative dimension, a size beyond 64
+            bits, or more or fewer data than declared.
     """
-    for owner, tensor in _tensors(proto):
+    for owner, tensor in _tensors(proto, path):
         _check(tensor, f"{path}: {owner}")
 
 
-def _tensors(proto: Any) -> Iterator[tuple[str, Any]]:
+def _tensors(proto: Any, path: object) -> Iterator[tuple[str, Any]]:
     stack: list[tuple[Iterable[Any], Iterable[Any]]] = [(proto.graph.initializer, proto.graph.node)]
     stack += [((), function.node) for function in proto.functions]
     while stack:
         initializers, nodes = stack.pop()
+        names: set[str] = set()
         for tensor in initializers:
+            if tensor.name in names:
+                raise GraphoptError(f"{path}: initializer {tensor.name!r} is there twice in one graph")
+            names.add(tensor.name)
             yield f"initializer {tensor.name!r}", tensor
         for node in nodes:
             for attr in node.attribute:
