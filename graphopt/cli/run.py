@@ -19,7 +19,7 @@ from graphopt.cli.common import emit, say
     type=click.Path(path_type=Path),
     help="Feeds: .npz, .npy or a folder of .npy/.pb; without it legal ones are made.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of made feeds.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made feeds.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs as .npz.")
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -123,6 +123,19 @@ def test_a_full_disk_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
         (["diff", "{model}", "absent"], 2, "there is no such file"),
         (["bench", "absent.onnx"], 2, "there is no such file"),
         (["models", "path", "ppocr-clss"], 2, "did you mean 'ppocr-cls'?"),
+        (["opt", "{model}", "--input-shapes", "x:99999999999999999999,3,8,8"], 2, "sizes are 0 to 9223372036854775807"),
+        (["opt", "{model}", "--dim", "N=99999999999999999999999"], 2, "sizes are 0 to 9223372036854775807"),
+        (["opt", "{model}", "--dim", "N=\N{SUPERSCRIPT TWO}"], 2, "wants name=number"),
+        (["opt", "{model}", "--input-shapes", "x:\N{ARABIC-INDIC DIGIT TWO},3,8,8"], 2, "neither a number nor a name"),
+        (["opt", "{model}", "--max-growth", "nan"], 2, "nan is not a number"),
+        (["opt", "{model}", "--max-memory", "9" * 400], 2, "wants a number of bytes"),
+        (["run", "{model}", "--input-shapes", "x:1000000000000,3,8,8"], 2, "give smaller sizes"),
+        (["run", "{model}", "-o", "{model}/x.npz"], 2, "cannot write"),
+        (["run", "{model}", "--seed", "-1"], 2, "--seed"),
+        (["bench", "{model}", "--warmup", "-5"], 2, "--warmup"),
+        (["bench", "{model}", "--duration", "-1"], 2, "--duration"),
+        (["bench", "{model}", "--duration", "0"], 2, "--duration"),
+        (["bench", "{model}", "--duration", "nan"], 2, "nan is not a number"),
     ],
 )
 def test_mistakes_get_one_line_and_their_exit_code(
@@ -133,7 +146,7 @@ def test_mistakes_get_one_line_and_their_exit_code(
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "a bug in graphopt" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"], "nothing is left behind"
 
 
@@ -192,6 +205,21 @@ def test_a_bug_in_a_pass_exits_70_and_leaves_a_reproducer(model: Path, plugin: P
     assert repro["pass"] == "crash" and "boom" in repro["error"]
     again = graphopt("opt", tmp_path / "repro" / "model.onnx", "--load", plugin, "-p", repro["pass"], cwd=tmp_path)
     assert again.returncode == 70
+
+
+def test_inputs_that_no_memory_holds_leave_opt_unchecked(model: Path, tmp_path: Path) -> None:
+    write(from_text(MODEL.replace("N,3,8,8", "1000000000000,3,8,8").replace("N,4,8,8", "1000000000000,4,8,8")), model)
+    done = graphopt("opt", model, "-o", tmp_path / "out.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    numerics = json.loads(done.stdout)["numerics"]
+    assert numerics["status"] == "not-checked" and "give smaller sizes" in numerics["reason"]
+
+
+@pytest.mark.parametrize("args", ["passes --json", "passes", "--help"])
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, args: str) -> None:
+    line = f"ulimit -f 0; exec {sys.executable} -m graphopt {args} > {tmp_path}/out"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == "graphopt: stdout cannot be written: File too large\n"
 
 
 def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> None:
