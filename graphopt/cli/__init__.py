@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError, did_you_mean, in_one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -63,7 +63,7 @@ def cli(debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `graphopt` command."""
+    """Run a command line; ends the process with the exit code."""
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = ["--debug", *[a for a in argv if a != "--debug"]] if debug else argv
@@ -92,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             _drop_stdout()
             _leave(2, f"stdout cannot be written: {error.strerror}")
-        _leave(70, f"a bug in graphopt: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        _leave(70, f"a bug in graphopt: {in_one_line(error)}; run again with --debug for the traceback")
     _leave(code if isinstance(code, int) else 0)
 
 

@@ -15,6 +15,7 @@ from graphopt.frontends.operand_types import check_operand_types
 from graphopt.frontends.structure import check_structure
 from graphopt.frontends.tensors import check_tensors
 from graphopt.ir import optable, sites
+from graphopt.ir.places import kind
 from graphopt.ir.verifier import verify
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ def prepare(model: ir.Model, origin: str) -> ir.Model:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise GraphoptError(f"{path} is a folder; give the .onnx file in it")
+        there = kind(path)
+        if there not in ("", "file"):
+            raise GraphoptError(
+                f"{path} is a {there}; give {'the .onnx file in it' if path.is_dir() else 'an .onnx file'}"
+            )
         size = path.stat().st_size
         if size == 0:
             raise GraphoptError(f"{path} is empty; an ONNX file was expected")

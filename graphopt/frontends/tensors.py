@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from graphopt.errors import GraphoptError
+from graphopt.frontends.external import check_entries
 
 _EXTERNAL = 1
 _TENSOR, _GRAPH, _TENSORS, _GRAPHS = 4, 5, 9, 10
@@ -28,7 +29,7 @@ def check_tensors(proto: Any, path: object) -> None:
 
     Raises:
         GraphoptError: an initializer that is there twice, unknown element type, a negative dimension, a size beyond 64
-            bits, or more or fewer data than declared.
+            bits, more or fewer data than declared, or what `check_entries` refuses.
     """
     for owner, tensor in _tensors(proto, path):
         _check(tensor, f"{path}: {owner}")
@@ -69,6 +70,7 @@ def _check(tensor: Any, what: str) -> None:
     if math.prod(dim for dim in tensor.dims if dim) * bits >= 1 << 66:
         raise GraphoptError(f"{what} has dims {list(tensor.dims)}: more bytes than 64 bits can count")
     if tensor.data_location == _EXTERNAL:
+        check_entries(tensor, what)
         return
     count = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):

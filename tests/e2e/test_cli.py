@@ -312,6 +312,38 @@ def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "slow.py"]
 
 
+def test_interrupting_while_it_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", sys.executable, "-m", "graphopt", "passes"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors == "graphopt: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "code", "message"),
+    [
+        ("raise ValueError('two\\nlines')", "passes", 2, "--load plug.py: ValueError: two lines"),
+        ("import sys; sys.exit(3)", "passes", 2, "--load plug.py: SystemExit: 3"),
+        ("BOOM = ValueError('two\\nlines')", "crash", 70, "(Relu): ValueError: two lines"),
+        ("BOOM = SystemExit(3)", "crash", 70, "(Relu): SystemExit: 3"),
+    ],
+)
+def test_errors_of_foreign_code_are_one_line(
+    model: Path, tmp_path: Path, change: str, args: str, code: int, message: str
+) -> None:
+    (tmp_path / "plug.py").write_text(PLUGIN.replace('RuntimeError("boom")', "BOOM") + f"\n{change}\n")
+    done = graphopt("opt", model, "--load", "plug.py", "-p", args, cwd=tmp_path)
+    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "sympy", "networkx", "graphopt.driver")
 
 
