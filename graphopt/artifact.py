@@ -17,6 +17,8 @@ from typing import Any
 
 from graphopt.errors import FrozenError, GraphoptError, VerificationError
 from graphopt.frontends.onnx import file_hash
+from graphopt.ir.places import beside
+from graphopt.ir.places import kind as kind_of
 
 MANIFEST, REPORT, PLANS = "manifest.json", "report.json", "plans.json"
 FORMAT = 1
@@ -117,28 +119,25 @@ def dump(data: dict[str, Any]) -> str:
 def publish(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that becomes `out` when the block succeeds; an older artifact there is replaced.
 
+    A link is written through.
+
     Raises:
         GraphoptError: `out` is a file, holds something that is no artifact, or its parent cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise GraphoptError(f"output {out} is a file; compile writes a folder")
+    if (there := kind_of(out)) not in ("", "folder"):
+        raise GraphoptError(f"output {out} is a {there}; compile writes a folder")
     if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
         raise GraphoptError(f"output {out} is a folder with other files in it; give a new or empty folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise GraphoptError(f"cannot write output {out}: {error.strerror}") from None
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        _swap(scratch, out)
-    except OSError as error:
-        if not str(error.filename or scratch).startswith((str(scratch), str(out))):
-            raise  # some other file: not ours to explain
-        raise GraphoptError(f"cannot write output {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out
+    with beside(out) as scratch:
+        try:
+            yield scratch
+            scratch.chmod(0o755)
+            _swap(scratch, out)
+        except OSError as error:
+            if not str(error.filename or scratch).startswith((str(scratch), str(out))):
+                raise  # some other file: not ours to explain
+            raise GraphoptError(f"cannot write output {out}: {error.strerror or error}") from None
 
 
 def empty(folder: Path) -> None:

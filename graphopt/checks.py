@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from graphopt.target import Runner, Target
 
 
+_INVALID = ("bound to different types", "does not match expected type", "[ShapeInferenceError]", "[TypeInferenceError]")
+"""ONNX Runtime's words, while it loads, for a model that is at fault: it contradicts itself."""
 RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
 """Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
 
@@ -93,6 +95,7 @@ class Check:
     ) -> None:
         self.scratch = scratch
         self.data = data
+        self._is_file = origin is not None
         self._reload = reload
         self._count = 0
         if origin is None:
@@ -228,6 +231,8 @@ class Check:
             self._opened = Reference.open(self.reference, self.fresh(), factory, data=self._cases())
             if self.data is not None and self._opened.unchecked:
                 raise GraphoptError(f"--data {self.data}: {self._opened.unchecked}")
+            if self._is_file and any(text in self._opened.refusal for text in _INVALID):
+                raise GraphoptError(f"{self._opened.refusal}; correct the model, or go on with --numerics off")
         return self._opened
 
     def _cases(self) -> list[Case]:

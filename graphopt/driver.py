@@ -24,6 +24,7 @@ from graphopt.frontends.onnx import file_hash, load
 from graphopt.gating import FloatTwin, Gating, feeds_of
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
+from graphopt.ir.places import beside, check_together, file_place
 from graphopt.ir.writer import ExternalData, write
 from graphopt.lowering import check_tuning, checked_file, lower, measured, take_tuned, write_plans
 from graphopt.manager import pipeline as pipelines
@@ -206,15 +207,10 @@ def make_plans(source: Source, target: str | Target | None = None, options: Opti
 
 def _write_checked(job: _Job, output: Path) -> Numbers:
     """Write beside the output, check there, and rename into place only what passed."""
-    if output.is_dir():
-        raise GraphoptError(f"output {output} is a folder; opt writes an .onnx file")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
-    except OSError as error:
-        raise GraphoptError(f"cannot write output {output}: {error.strerror}") from None
-    with folder as name:
-        names = write(job.model, Path(name) / output.name, job.options.external_data)
+    given, output = output, file_place(output)
+    with beside(output) as folder:
+        names = write(job.model, folder / output.name, job.options.external_data)
+        check_together(given, output, names)
         taken = [path for path in job.data_files if any(_same(path, output.parent / file) for file in names)]
         if taken and job.origin is not None and not _same(job.origin, output):
             raise GraphoptError(
@@ -224,11 +220,12 @@ def _write_checked(job: _Job, output: Path) -> Numbers:
         if job.options.numerics == "off":
             numbers = job.check.skipped("numerics are off")
         else:
-            numbers = job.check.end(Path(name) / output.name, job.result)
+            numbers = job.check.end(folder / output.name, job.result)
         job.judge(numbers)
+        places = [(folder / file, file_place(output.parent / file)) for file in names]
         try:
-            for file in reversed(names):  # weights first: a model never stands without its data
-                (Path(name) / file).replace(output.parent / file)
+            for file, place in reversed(places):  # weights first: a model never stands without its data
+                file.replace(place)
         except OSError as error:
             raise GraphoptError(f"cannot write output {output}: {error.strerror}") from None
     if taken:

@@ -81,3 +81,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near is not None:
         return f"; did you mean {near!r}?"
     return f"; known: {', '.join(known)}" if known and len(known) <= 40 else ""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Class and text of a foreign error, whose text may have any number of lines."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -9,6 +9,8 @@ Values depend on seed, variant and the input's name. `find_bindings` asks the mo
 
 from __future__ import annotations
 
+import math
+import os
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -77,7 +79,7 @@ def make_feeds(
         Arrays by input name (ml_dtypes for bfloat16, float8, int4); lists for sequences; None for absent optionals.
 
     Raises:
-        GraphoptError: an unknown symbol in `bindings`, or an input without type or rank.
+        GraphoptError: an unknown symbol in `bindings`, an input without type or rank, or sizes beyond the memory.
     """
     first = default_bindings(model)[0]
     if bindings is not None:
@@ -86,7 +88,10 @@ def make_feeds(
                 raise GraphoptError(f"no input has a dim {symbol!r}{did_you_mean(symbol, first)}")
     given = bindings or {}
     sizes = {**complete({**first, **given}, sums(set(first))), **given}
-    return {value.name or "": _make(model, value, seed, sizes, variant) for value in required_inputs(model)}
+    try:
+        return {value.name or "": _make(model, value, seed, sizes, variant) for value in required_inputs(model)}
+    except MemoryError as error:
+        raise GraphoptError(f"the inputs do not fit into memory ({error}); give smaller sizes") from None
 
 
 def _make(model: ir.Model, value: ir.Value, seed: int, sizes: Mapping[str, int], variant: int) -> Any:
@@ -121,6 +126,7 @@ def _tensor(
     from graphopt import ir
 
     shape = _shape(value, use, sizes)
+    _check_memory(value, shape)
     if dtype == ir.DataType.STRING:
         out = np.empty(int(np.prod(shape)), dtype=object)
         out[:] = [_WORDS[index] for index in rng.integers(0, len(_WORDS), out.size)]
@@ -137,6 +143,16 @@ def _tensor(
     if dtype.is_integer():
         return _integers(value, dtype, rng, use, shape, sizes)
     return _floats(dtype, rng, use, shape)
+
+
+def _check_memory(value: ir.Value, shape: tuple[int, ...]) -> None:
+    """Values are made in float64: this many bytes must be there."""
+    needed, there = 8 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise GraphoptError(
+            f"input {value.name!r} of shape {list(shape)}: making it takes {needed} bytes, there are {there}; "
+            "give smaller sizes"
+        )
 
 
 def _special(

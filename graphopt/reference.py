@@ -46,6 +46,7 @@ class Reference:
     Attributes:
         cases: the feeds in use; empty when the reference ran on none.
         unchecked: why nothing can be checked, else "".
+        refusal: what the runtime said when it did not load the reference, else "".
         notes: lines for the user (refused variants, ill-conditioned feeds).
     """
 
@@ -53,6 +54,7 @@ class Reference:
         self.path = path
         self.cases: list[Case] = []
         self.unchecked = ""
+        self.refusal = ""
         self.notes: list[str] = []
         self._factory = factory
         self._random = random_outputs(model)
@@ -88,7 +90,7 @@ class Reference:
         """
         self = cls(path, model, factory)
         try:
-            with factory(path, _PLAIN) as runner:
+            with self._load() as runner:
                 cases = list(data) or _made_cases(model, runner, seed, self.notes)
                 if specials and cases:
                     cases += _special_cases(cases[0], seed)
@@ -102,6 +104,13 @@ class Reference:
         if not self.cases and not self.unchecked:
             self.unchecked = self.notes[0] if self.notes else "the reference ran on no feeds; give --data"
         return self
+
+    def _load(self) -> Runner:
+        try:
+            return self._factory(self.path, _PLAIN)
+        except GraphoptError as error:
+            self.refusal = str(error)
+            raise
 
     def __enter__(self) -> Reference:
         return self

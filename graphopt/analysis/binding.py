@@ -15,6 +15,8 @@ from graphopt.ir.sites import scopes
 if TYPE_CHECKING:
     from graphopt import ir
 
+_LARGEST = (1 << 63) - 1
+
 
 def bind_dims(model: ir.Model, bindings: Mapping[str, int]) -> int:
     """Replace named dimensions of the graph inputs by numbers, everywhere; return how many values changed.
@@ -32,8 +34,8 @@ def bind_dims(model: ir.Model, bindings: Mapping[str, int]) -> int:
     for name, number in bindings.items():
         if name not in known:
             raise GraphoptError(_no_such("dimension", name, known))
-        if number < 0:
-            raise GraphoptError(f"dimension {name!r} cannot be {number}: sizes are 0 or more")
+        if not 0 <= number <= _LARGEST:
+            raise GraphoptError(f"dimension {name!r} cannot be {number}: sizes are 0 to {_LARGEST}")
     return _substitute(model, bindings)
 
 
@@ -65,8 +67,8 @@ def set_input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int | str]])
 
 def _match(name: str, declared: ir.Shape | None, shape: Sequence[int | str], bindings: dict[str, int]) -> None:
     """Check one requested shape against the declared one and note which symbols it binds."""
-    if any(isinstance(number, int) and number < 0 for number in shape):
-        raise GraphoptError(f"input {name!r} cannot have shape {_print(shape)}: sizes are 0 or more")
+    if any(isinstance(number, int) and not 0 <= number <= _LARGEST for number in shape):
+        raise GraphoptError(f"input {name!r} cannot have shape {_print(shape)}: sizes are 0 to {_LARGEST}")
     if declared is None:
         return
     if len(shape) != declared.rank():

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 verification or numerics failed, 2 usage or bad input, 3 a g
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 
 import click
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError, did_you_mean, in_one_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 VERBS = {
     "compile": "Optimize a model, lower it for a target, prove it and write an artifact folder.",
@@ -60,7 +63,7 @@ def cli(debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `graphopt` command."""
+    """Run a command line; ends the process with the exit code."""
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = ["--debug", *[a for a in argv if a != "--debug"]] if debug else argv
@@ -77,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _leave(130, "interrupted; nothing was written")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         _leave(0)
     except GraphoptError as error:
         if debug:
@@ -86,7 +89,10 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        _leave(70, f"a bug in graphopt: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            _drop_stdout()
+            _leave(2, f"stdout cannot be written: {error.strerror}")
+        _leave(70, f"a bug in graphopt: {in_one_line(error)}; run again with --debug for the traceback")
     _leave(code if isinstance(code, int) else 0)
 
 
@@ -109,5 +115,16 @@ def _usage(error: click.ClickException) -> str:
 def _leave(code: int, message: str = "") -> None:
     if message:
         print(f"graphopt: {message}", file=sys.stderr)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        _leave(code or 2, f"stdout cannot be written: {error.strerror}")
     sys.exit(code)
+
+
+def _drop_stdout() -> None:
+    """What is still in the buffer cannot be written, which Python would try once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     help="Feeds: .npz, .npy or a folder; without it legal ones are made for the first model.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op; without it each model's own setting.")
-@click.option("--duration", default=3.0, show_default=True, help="Seconds of measuring per model.")
-@click.option("--warmup", default=3, show_default=True, help="Runs before anything counts.")
+@click.option(
+    "--duration",
+    type=common.Real(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds of measuring per model.",
+)
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before anything counts.")
 @common.remote_options
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -14,6 +14,18 @@ import click
 
 from graphopt.errors import GraphoptError
 
+_NUMBER = r"[0-9]{1,99}"  # what is too large is told by whoever knows the bound
+
+
+class Real(click.FloatRange):
+    """A range of numbers: not-a-number, which no comparison finds outside, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
 
 def say(text: str = "") -> None:
     """Human output: to stderr, so that stdout carries only what was asked for."""
@@ -45,13 +57,13 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int | str, ...]]:
         if not colon or not name:
             raise GraphoptError(f"--input-shapes {text!r}: wants name:dims, for example x:1,3,224,224")
         body = dims.strip().removeprefix("[").removesuffix("]")
-        parts = re.split(r"[,x]" if re.fullmatch(r"[\dx,\s]*", body) else ",", body) if body else []
+        parts = re.split(r"[,x]" if re.fullmatch(r"[0-9x,\s]*", body) else ",", body) if body else []
         shapes[name] = tuple(_dim(part.strip(), text) for part in parts)
     return shapes
 
 
 def _dim(part: str, text: str) -> int | str:
-    if re.fullmatch(r"\d+", part):
+    if re.fullmatch(_NUMBER, part):
         return int(part)
     if re.fullmatch(r"[A-Za-z_]\w*", part):
         return part
@@ -67,7 +79,7 @@ def parse_dims(texts: tuple[str, ...]) -> dict[str, int]:
     dims = {}
     for text in texts:
         name, equals, number = text.partition("=")
-        if not equals or not name or not number.isdigit():
+        if not equals or not name or not re.fullmatch(_NUMBER, number):
             raise GraphoptError(f"--dim {text!r}: wants name=number, for example batch=1")
         dims[name] = int(number)
     return dims
@@ -88,7 +100,7 @@ def parse_bytes(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?", text.strip())
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?)\s*([kKmMgG]?)(?:i?[bB])?", text.strip())
     size = int(float(found.group(1)) * 1024 ** " KMG".index(found.group(2).upper() or " ")) if found else 0
     if size < 1:
         raise GraphoptError(f"--max-memory {text!r}: wants a number of bytes, for example 512M or 2G")
@@ -167,7 +179,7 @@ _PIPELINE = [
     ),
     click.option(
         "--max-growth",
-        type=click.FloatRange(1.0),
+        type=Real(1.0),
         default=1.1,
         show_default=True,
         help="Weights may grow by at most this factor.",

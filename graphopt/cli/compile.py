@@ -75,5 +75,6 @@ def command(
     if plan_only:
         common.print_plans(source, target, options)
         return
+    report.check_remarks(flags["remarks_file"])
     artifact = driver.compile(source, target, output, options)
     report.show(artifact.report, flags, f"{source} -> {output}/ for {target}")

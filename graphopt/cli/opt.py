@@ -29,5 +29,6 @@ def command(
     if plan_only:
         common.print_plans(source, target, options)
         return
+    report.check_remarks(flags["remarks_file"])
     result = driver.optimize(source, target, options, output)
     report.show(result.summary, flags, f"{source}{f' -> {output}' if output else ''}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphopt.cli.common import emit, say
 from graphopt.errors import GraphoptError
+from graphopt.ir.places import beside, file_place, kind
 
 _NOT_RUN = "compiled, not run"
 
@@ -71,8 +73,31 @@ def write_remarks(remarks: list[dict[str, Any]], path: Path | None) -> None:
 
     if path is None:
         return
+    text = "".join(json.dumps(remark, ensure_ascii=False) + "\n" for remark in remarks)
     try:
-        path.write_text("".join(json.dumps(remark, ensure_ascii=False) + "\n" for remark in remarks), encoding="utf-8")
+        if kind(path) not in ("", "file"):  # a pipe or terminal
+            path.write_text(text, encoding="utf-8")
+            return
+        with beside(file_place(path)) as folder:
+            (folder / path.name).write_text(text, encoding="utf-8")
+            (folder / path.name).replace(file_place(path))
+    except OSError as error:
+        raise GraphoptError(f"--remarks {path}: {error.strerror}") from None
+
+
+def check_remarks(path: Path | None) -> None:
+    """Before anything is written: can `--remarks` be?
+
+    Raises:
+        GraphoptError: it is a folder, or its folder is not there or not writable.
+    """
+    if path is None or (there := kind(path)) not in ("", "file", "folder"):
+        return
+    if there == "folder":
+        raise GraphoptError(f"--remarks {path} is a folder; give the name of a file")
+    place = file_place(path)
+    try:
+        tempfile.TemporaryFile(dir=place.parent).close()
     except OSError as error:
         raise GraphoptError(f"--remarks {path}: {error.strerror}") from None
 

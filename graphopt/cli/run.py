@@ -19,7 +19,7 @@ from graphopt.cli.common import emit, say
     type=click.Path(path_type=Path),
     help="Feeds: .npz, .npy or a folder of .npy/.pb; without it legal ones are made.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of made feeds.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made feeds.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs as .npz.")
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -70,12 +70,14 @@ def _row(name: str, value: Any) -> dict[str, Any]:
 
 
 def _save(path: Path, outputs: dict[str, Any]) -> None:
+    import contextlib
     import os
     import zipfile
 
     import numpy as np
 
     from graphopt.errors import GraphoptError
+    from graphopt.ir.places import file_place
 
     arrays = {
         name: value for name, value in outputs.items() if isinstance(value, np.ndarray) and value.dtype.kind != "O"
@@ -83,6 +85,7 @@ def _save(path: Path, outputs: dict[str, Any]) -> None:
     left_out = sorted(set(outputs) - set(arrays))
     if left_out:
         say(f"graphopt: .npz cannot hold these outputs, left out: {', '.join(left_out)}")
+    path = file_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(temporary, "w") as archive:  # np.savez takes names as keywords, and chokes on "file"
@@ -93,4 +96,5 @@ def _save(path: Path, outputs: dict[str, Any]) -> None:
     except OSError as error:
         raise GraphoptError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

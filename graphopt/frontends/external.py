@@ -6,15 +6,36 @@ Data must lie under the model's folder, as given or as resolved: caches that kee
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.places import kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graphopt import ir
+
+_STRING = 8
+
+
+def check_entries(tensor: Any, what: str) -> None:
+    """Check what a TensorProto says of its external data; `what` names it.
+
+    Raises:
+        GraphoptError: strings, no location or one that no file has, an offset or length that is no number of bytes.
+    """
+    if tensor.data_type == _STRING:
+        raise GraphoptError(f"{what} is of strings, which cannot be external data")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if not location or "\0" in location:
+        raise GraphoptError(f"{what} has external data at {location!r}, which is no name of a file")
+    for key in ("offset", "length"):
+        if key in entries and not re.fullmatch("[0-9]{1,18}", entries[key]):
+            raise GraphoptError(f"{what} has external data of {key} {entries[key]!r}, which is no number of bytes")
 
 
 def resolve_external_data(model: ir.Model, path: Path) -> None:
@@ -58,7 +79,7 @@ def _external(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
 def _locate(tensor: ir.ExternalTensor, path: Path, roots: set[str]) -> str:
     location = os.fspath(tensor.location)
     what = f"{path}: external data {location!r} of {tensor.name!r}"
-    if os.path.isabs(location) or "\0" in location:
+    if os.path.isabs(location):
         raise GraphoptError(f"{what} is an absolute path; it must lie in the model's folder")
     given = os.path.normpath(os.path.join(path.parent, location))
     if os.path.relpath(given, path.parent).startswith(".."):
@@ -66,8 +87,9 @@ def _locate(tensor: ir.ExternalTensor, path: Path, roots: set[str]) -> str:
     real = os.path.realpath(given)
     if not any(os.path.commonpath([root, real]) == root for root in roots):
         raise GraphoptError(f"{what} is a link to a place outside the model's folder")
-    if not os.path.isfile(real):
-        raise GraphoptError(f"{what} is missing; it must lie beside the model")
+    there = kind(Path(real))
+    if there != "file":
+        raise GraphoptError(f"{what} is {f'a {there}' if there else 'missing'}; a file must lie beside the model")
     return real
 
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.external import resolve_external_data
+from graphopt.frontends.operand_types import check_operand_types
+from graphopt.frontends.structure import check_structure
 from graphopt.frontends.tensors import check_tensors
 from graphopt.ir import optable, sites
+from graphopt.ir.places import kind
 from graphopt.ir.verifier import verify
 
 if TYPE_CHECKING:
@@ -37,9 +40,12 @@ def load(path: str | Path) -> ir.Model:
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise GraphoptError(f"{path}: sparse initializer {name!r}: sparse weights are not supported; store them dense")
+    check_structure(proto, path)
     model = _to_ir(proto, path)
     resolve_external_data(model, path)
-    return prepare(model, str(path))
+    prepare(model, str(path))
+    check_operand_types(model, str(path))
+    return model
 
 
 def prepare(model: ir.Model, origin: str) -> ir.Model:
@@ -62,8 +68,11 @@ def prepare(model: ir.Model, origin: str) -> ir.Model:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise GraphoptError(f"{path} is a folder; give the .onnx file in it")
+        there = kind(path)
+        if there not in ("", "file"):
+            raise GraphoptError(
+                f"{path} is a {there}; give {'the .onnx file in it' if path.is_dir() else 'an .onnx file'}"
+            )
         size = path.stat().st_size
         if size == 0:
             raise GraphoptError(f"{path} is empty; an ONNX file was expected")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from graphopt.errors import GraphoptError
+from graphopt.frontends.external import check_entries
 
 _EXTERNAL = 1
 _TENSOR, _GRAPH, _TENSORS, _GRAPHS = 4, 5, 9, 10
@@ -27,19 +28,23 @@ def check_tensors(proto: Any, path: object) -> None:
     """Check every tensor of a ModelProto.
 
     Raises:
-        GraphoptError: unknown element type, a negative dimension, a size beyond 64 bits, or more or fewer data than
-            declared.
+        GraphoptError: an initializer that is there twice, unknown element type, a negative dimension, a size beyond 64
+            bits, more or fewer data than declared, or what `check_entries` refuses.
     """
-    for owner, tensor in _tensors(proto):
+    for owner, tensor in _tensors(proto, path):
         _check(tensor, f"{path}: {owner}")
 
 
-def _tensors(proto: Any) -> Iterator[tuple[str, Any]]:
+def _tensors(proto: Any, path: object) -> Iterator[tuple[str, Any]]:
     stack: list[tuple[Iterable[Any], Iterable[Any]]] = [(proto.graph.initializer, proto.graph.node)]
     stack += [((), function.node) for function in proto.functions]
     while stack:
         initializers, nodes = stack.pop()
+        names: set[str] = set()
         for tensor in initializers:
+            if tensor.name in names:
+                raise GraphoptError(f"{path}: initializer {tensor.name!r} is there twice in one graph")
+            names.add(tensor.name)
             yield f"initializer {tensor.name!r}", tensor
         for node in nodes:
             for attr in node.attribute:
@@ -65,6 +70,7 @@ def _check(tensor: Any, what: str) -> None:
     if math.prod(dim for dim in tensor.dims if dim) * bits >= 1 << 66:
         raise GraphoptError(f"{what} has dims {list(tensor.dims)}: more bytes than 64 bits can count")
     if tensor.data_location == _EXTERNAL:
+        check_entries(tensor, what)
         return
     count = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):

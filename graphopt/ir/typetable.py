@@ -1,4 +1,4 @@
-"""The type table: which operands of an operator may be narrowed from float32 to float16 or bfloat16.
+"""The type table: which operands of an operator share a type, and may be narrowed from float32 to float16 or bfloat16.
 
 Read from typetable.json (made by make_typetable.py), so that no schema library is imported.
 """
@@ -30,11 +30,19 @@ class Operands:
 
     def input_allows(self, slot: int, dtype: str) -> bool:
         """Whether input `slot` may be float32 and also `dtype` (`FLOAT16`, `BFLOAT16`)."""
-        return dtype in self.narrow.get(_group(self.inputs, slot), ())
+        return dtype in self.narrow.get(self.input_group(slot), ())
 
     def output_allows(self, slot: int, dtype: str) -> bool:
         """The same for output `slot`."""
-        return dtype in self.narrow.get(_group(self.outputs, slot), ())
+        return dtype in self.narrow.get(self.output_group(slot), ())
+
+    def input_group(self, slot: int) -> str:
+        """The type group of input `slot`; '' where it may not be float32."""
+        return _group(self.inputs, slot)
+
+    def output_group(self, slot: int) -> str:
+        """The same for output `slot`."""
+        return _group(self.outputs, slot)
 
 
 def _group(formal: Sequence[str], slot: int) -> str:

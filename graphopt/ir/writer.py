@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.constants import model_bytes
+from graphopt.ir.places import check_together, file_place
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -24,13 +25,14 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
 
     Args:
         model: The model; it is not changed.
-        path: The `.onnx` file; large weights go to `<name>.data` beside it.
+        path: The `.onnx` file; large weights go to `<name>.data` beside it. A link is written through.
         external_data: "auto" (from 1 GiB of weights on, or when the model came with external data), "always", "never".
 
     Raises:
-        GraphoptError: the folder is not writable, the disk is full, or "never" with more than 2 GiB.
+        GraphoptError: the folder is not writable, the disk is full, something else than a file is there, or "never"
+            with more than 2 GiB.
     """
-    path = Path(path)
+    given, path = Path(path), file_place(Path(path))
     size = model_bytes(model)
     if external_data == "never" and size > _PROTOBUF_BYTES:
         raise GraphoptError(
@@ -38,13 +40,14 @@ def write(model: ir.Model, path: str | Path, external_data: ExternalData = "auto
         )
     apart = external_data == "always" or (external_data == "auto" and (size > _AUTO_BYTES or _has_external(model)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = path.with_name(f"{path.name}.data")
+    data = file_place(path.with_name(f"{path.name}.data"))
     temporary_data = data.with_name(f".{data.name}.{os.getpid()}.tmp")
     try:
         moved = _serialize(model, temporary, temporary_data.name if apart else None, data)
         # Where no tensor is large enough the file is empty, or not there.
         apart = apart and temporary_data.exists() and temporary_data.stat().st_size > 0
         if apart:
+            check_together(given, path, (path.name, data.name))
             os.replace(temporary_data, data)
             for value, tensor in moved:
                 value.const_value = tensor

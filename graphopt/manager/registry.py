@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError, did_you_mean, in_one_line
 from graphopt.manager.base import Pass, is_concrete
 from graphopt.manager.plugins import entry_points
 from graphopt.spec import Spec, build
@@ -112,7 +112,7 @@ def target_problems() -> tuple[str, ...]:
 
 
 def _does_not_load(entry: EntryPoint, error: Exception) -> str:
-    return f"plug-in {entry.name!r} ({entry.value}) does not load: {type(error).__name__}: {error}"
+    return f"plug-in {entry.name!r} ({entry.value}) does not load: {in_one_line(error)}"
 
 
 def passes() -> dict[str, type[Pass]]:
@@ -180,8 +180,8 @@ def load_file(path: str | Path) -> list[type[Pass]]:
         module_spec.loader.exec_module(module)
     except GraphoptError:
         raise
-    except Exception as error:
-        raise GraphoptError(f"--load {path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise GraphoptError(f"--load {path}: {in_one_line(error)}") from error
     found = _classes(module)
     if not found:
         raise GraphoptError(f"--load {path}: defines no pass; a pass is a subclass of graphopt.Pass with a `name`")

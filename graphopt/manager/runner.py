@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphopt.errors import GateError, GraphoptError, PassError, VerificationError
+from graphopt.errors import GateError, GraphoptError, PassError, VerificationError, in_one_line
 from graphopt.ir import hash as ir_hash
 from graphopt.ir import sites
 from graphopt.ir.rewrite_log import Rewrite, StopRewriting
@@ -146,8 +146,8 @@ class _Run:
             raise
         except (GraphoptError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise PassError(f"pass {item.name!r} failed: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise PassError(f"pass {item.name!r} failed: {in_one_line(error)}") from error
         finally:
             applied = rewriter.changes - before
             self.timings.records.append(PassRecord(str(item), item.name, time.perf_counter() - start, applied, 0))

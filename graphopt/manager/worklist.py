@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.errors import PassError
+from graphopt.errors import PassError, in_one_line
 from graphopt.ir.builder import Builder, NoMatch
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.base import Pass
@@ -116,8 +116,8 @@ def _attempt(rule: NodePass, ctx: Context, node: ir.Node) -> None:
         ctx.remarks.missed(rule.name, site, op, str(reason))
     except (StopRewriting, PassError):
         raise
-    except Exception as error:
-        raise PassError(f"pass {rule.name!r} failed at {site} ({op}): {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PassError(f"pass {rule.name!r} failed at {site} ({op}): {in_one_line(error)}") from error
     else:
         ctx.remarks.applied(rule.name, site, op, rule.summary())
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.places import file_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -324,6 +325,7 @@ class Statistics:
             for key, values in self.models.items()
         ]
         data = {"format": FORMAT, "origin": self.origin, "samples": self.samples, "data": self.data, "models": models}
+        path = file_place(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -122,6 +123,19 @@ def test_a_full_disk_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
         (["diff", "{model}", "absent"], 2, "there is no such file"),
         (["bench", "absent.onnx"], 2, "there is no such file"),
         (["models", "path", "ppocr-clss"], 2, "did you mean 'ppocr-cls'?"),
+        (["opt", "{model}", "--input-shapes", "x:99999999999999999999,3,8,8"], 2, "sizes are 0 to 9223372036854775807"),
+        (["opt", "{model}", "--dim", "N=99999999999999999999999"], 2, "sizes are 0 to 9223372036854775807"),
+        (["opt", "{model}", "--dim", "N=\N{SUPERSCRIPT TWO}"], 2, "wants name=number"),
+        (["opt", "{model}", "--input-shapes", "x:\N{ARABIC-INDIC DIGIT TWO},3,8,8"], 2, "neither a number nor a name"),
+        (["opt", "{model}", "--max-growth", "nan"], 2, "nan is not a number"),
+        (["opt", "{model}", "--max-memory", "9" * 400], 2, "wants a number of bytes"),
+        (["run", "{model}", "--input-shapes", "x:1000000000000,3,8,8"], 2, "give smaller sizes"),
+        (["run", "{model}", "-o", "{model}/x.npz"], 2, "cannot write"),
+        (["run", "{model}", "--seed", "-1"], 2, "--seed"),
+        (["bench", "{model}", "--warmup", "-5"], 2, "--warmup"),
+        (["bench", "{model}", "--duration", "-1"], 2, "--duration"),
+        (["bench", "{model}", "--duration", "0"], 2, "--duration"),
+        (["bench", "{model}", "--duration", "nan"], 2, "nan is not a number"),
     ],
 )
 def test_mistakes_get_one_line_and_their_exit_code(
@@ -132,7 +146,7 @@ def test_mistakes_get_one_line_and_their_exit_code(
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "a bug in graphopt" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"], "nothing is left behind"
 
 
@@ -193,6 +207,21 @@ def test_a_bug_in_a_pass_exits_70_and_leaves_a_reproducer(model: Path, plugin: P
     assert again.returncode == 70
 
 
+def test_inputs_that_no_memory_holds_leave_opt_unchecked(model: Path, tmp_path: Path) -> None:
+    write(from_text(MODEL.replace("N,3,8,8", "1000000000000,3,8,8").replace("N,4,8,8", "1000000000000,4,8,8")), model)
+    done = graphopt("opt", model, "-o", tmp_path / "out.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    numerics = json.loads(done.stdout)["numerics"]
+    assert numerics["status"] == "not-checked" and "give smaller sizes" in numerics["reason"]
+
+
+@pytest.mark.parametrize("args", ["passes --json", "passes", "--help"])
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path, args: str) -> None:
+    line = f"ulimit -f 0; exec {sys.executable} -m graphopt {args} > {tmp_path}/out"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == "graphopt: stdout cannot be written: File too large\n"
+
+
 def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "r.jsonl"
     assert graphopt("opt", model, "-p", "fuse-conv-bn", "--remarks", file, "-q").returncode == 0
@@ -200,6 +229,35 @@ def test_remarks_are_one_json_record_per_line(model: Path, tmp_path: Path) -> No
     assert {"pass": "fuse-conv-bn", "status": "applied", "site": "bn", "op": "BatchNormalization"}.items() <= records[
         0
     ].items()
+
+
+def test_remarks_that_cannot_be_written_come_before_any_output(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for verb in ("opt", "compile"):
+        for place, reason in (("afile/r.jsonl", "Not a directory"), ("no/r.jsonl", "No such file"), ("in", "a folder")):
+            done = graphopt(verb, model, "-o", tmp_path / "out", "--remarks", tmp_path / place)
+            assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+            assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_remarks_may_go_to_a_pipe(model: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m graphopt opt {model} -p fuse-conv-bn -q --remarks"
+    line = f"{command} >(cat > got; touch end); while [ ! -e end ]; do sleep 0.1; done"
+    subprocess.run(["bash", "-c", line], check=True, timeout=60, cwd=tmp_path)
+    assert json.loads((tmp_path / "got").read_text().splitlines()[0])["pass"] == "fuse-conv-bn"
+
+
+def test_what_fails_leaves_no_folder_behind(model: Path, plugin: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for verb, *flags in (
+        ("opt", "--load", plugin, "-p", "wrong"),
+        ("compile", "--load", plugin, "-p", "wrong"),
+        ("compile", "--gate", "size<=1B"),
+    ):
+        done = graphopt(verb, model, "-o", tmp_path / "new" / "deep" / "out", *flags, cwd=tmp_path)
+        assert done.returncode in (1, 3), done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_print_and_dump_ir(model: Path, tmp_path: Path) -> None:
@@ -254,6 +312,38 @@ def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "slow.py"]
 
 
+def test_interrupting_while_it_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", sys.executable, "-m", "graphopt", "passes"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors == "graphopt: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "code", "message"),
+    [
+        ("raise ValueError('two\\nlines')", "passes", 2, "--load plug.py: ValueError: two lines"),
+        ("import sys; sys.exit(3)", "passes", 2, "--load plug.py: SystemExit: 3"),
+        ("BOOM = ValueError('two\\nlines')", "crash", 70, "(Relu): ValueError: two lines"),
+        ("BOOM = SystemExit(3)", "crash", 70, "(Relu): SystemExit: 3"),
+    ],
+)
+def test_errors_of_foreign_code_are_one_line(
+    model: Path, tmp_path: Path, change: str, args: str, code: int, message: str
+) -> None:
+    (tmp_path / "plug.py").write_text(PLUGIN.replace('RuntimeError("boom")', "BOOM") + f"\n{change}\n")
+    done = graphopt("opt", model, "--load", "plug.py", "-p", args, cwd=tmp_path)
+    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "sympy", "networkx", "graphopt.driver")
 
 
@@ -287,3 +377,41 @@ def test_help_and_passes_are_instant() -> None:
     for command, best in zip(commands[1:], taken, strict=True):
         told = f"graphopt {command[-1]}: {best:.3f} s, import click: {base:.3f} s"
         assert best <= max(1.5 * base, base + 0.150), told
+
+
+OUTPUTS = [
+    "opt -o",
+    "compile -o",
+    "run -o",
+    "opt --calibration-data random -p quantize-static --save-calibration",
+]
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_output_that_is_no_file_is_refused_and_stays(model: Path, tmp_path: Path, verb: str, kind: str) -> None:
+    special = tmp_path / "out"
+    try:
+        os.mkfifo(special) if kind == "pipe" else os.mknod(special, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no nodes of devices can be made here")
+    was = special.stat().st_mode
+    name, *flags = verb.split()
+    done = graphopt(name, model, *flags, special, "--dim", "N=1", cwd=tmp_path)
+    assert done.returncode == 2 and f"is a {kind}; " in done.stderr, done.stderr
+    assert special.stat().st_mode == was and sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_output_that_is_a_link_is_written_through(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for verb, name in (("opt", "m.onnx"), ("run", "x.npz"), ("compile", "build")):
+        link = tmp_path / name
+        link.symlink_to(Path("real") / name)  # nothing is there yet
+        for _ in range(2):
+            done = graphopt(verb, model, "-o", link)
+            assert done.returncode == 0, done.stderr
+            assert link.is_symlink() and (tmp_path / "real" / name).exists()
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["build", "m.onnx", "x.npz"]
+    (tmp_path / "loop").symlink_to("loop")
+    done = graphopt("opt", model, "-o", tmp_path / "loop")
+    assert done.returncode == 2 and "is a loop of links" in done.stderr

@@ -58,6 +58,8 @@ def test_a_truncated_model(tmp_path: Path) -> None:
 def test_missing_unreadable_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no such file" in refused(tmp_path / "absent.onnx")
     assert "is a folder" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is a pipe; give an .onnx file" in refused(tmp_path / "pipe")
     path = written(tmp_path, model())
 
     def denied(self: Path) -> bytes:  # a mode that forbids reading does not stop root
@@ -163,7 +165,7 @@ def test_raw_data_of_another_size_than_declared(tmp_path: Path) -> None:
     assert "declares 20 bytes and holds 16" in refused(written(tmp_path, model(initializer=[tensor])))
 
 
-def external(tmp_path: Path, location: str, length: int | None = None, offset: int = 0) -> Path:
+def external(tmp_path: Path, location: str, length: int | None = None, offset: int | str = 0) -> Path:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in {
         "location": location,
@@ -193,16 +195,34 @@ def test_external_data_is_mapped_and_survives_saving(tmp_path: Path) -> None:
         ("short.bin", 16, 0, "ends at byte 16, the file 'short.bin' has 8"),
         ("w.bin", 16, 8, "ends at byte 24"),
         ("w.bin", 12, 0, "declares 12 bytes"),
+        ("w.bin", 16, -4, "'w' has external data of offset '-4', which is no number of bytes"),
+        ("w.bin", 16, "abc", "of offset 'abc'"),
+        ("w.bin", 16, 10**20, "of offset '100000000000000000000'"),
+        ("w.bin", -1, 0, "of length '-1'"),
+        ("", 16, 0, "at '', which is no name of a file"),
+        ("w\0.bin", 16, 0, r"at 'w\x00.bin', which is no name of a file"),
+        ("sub", 16, 0, "is a folder; a file must lie beside the model"),
+        ("pipe", 16, 0, "is a pipe; "),
+        ("loop", 16, 0, "is a loop of links; "),
     ],
 )
-def test_bad_external_data(tmp_path: Path, location: str, length: int, offset: int, message: str) -> None:
+def test_bad_external_data(tmp_path: Path, location: str, length: int, offset: int | str, message: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "w.bin").write_bytes(bytes(16))
     (folder / "w.bin").write_bytes(bytes(16))
     (folder / "short.bin").write_bytes(bytes(8))
     os.symlink(tmp_path / "w.bin", folder / "link.bin")
+    os.symlink("loop", folder / "loop")
+    os.mkfifo(folder / "pipe")
+    (folder / "sub").mkdir()
     assert message in refused(external(folder, location, length, offset))
+
+
+def test_strings_are_no_external_data(tmp_path: Path) -> None:
+    proto = onnx.load(external(tmp_path, "w.bin", 16, 0), load_external_data=False)
+    proto.graph.initializer[0].data_type = TensorProto.STRING
+    assert "'w' is of strings, which cannot be external data" in refused(written(tmp_path, proto))
 
 
 def test_a_cache_of_links_loads(tmp_path: Path) -> None:

@@ -241,6 +241,51 @@ def test_missing_input_and_broken_files(tmp_path: Path) -> None:
         load_feeds(Path(__file__), INPUTS)
 
 
+def npy(header: str) -> bytes:
+    data = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data
+
+
+@pytest.mark.parametrize(
+    "fault", ["deflate", "checksum", "method", "encrypted", "text", "huge", "cut", "descr", "word"]
+)
+def test_data_files_of_any_bytes_are_one_line(tmp_path: Path, fault: str) -> None:
+    """What numpy, zipfile and zlib raise for them has a dozen classes."""
+    np.savez_compressed(tmp_path / "z.npz", ids=np.arange(999))
+    np.savez(tmp_path / "u.npz", ids=np.arange(999))
+    packed, plain = (bytearray((tmp_path / name).read_bytes()) for name in ("z.npz", "u.npz"))
+    entry = plain.index(b"PK\x01\x02")
+    packed[120:180] = b"\xff" * 60
+    changed = {name: bytearray(plain) for name in ("checksum", "method", "encrypted")}
+    changed["checksum"][300] ^= 0xFF
+    changed["method"][8] = changed["method"][entry + 10] = 99
+    changed["encrypted"][6] |= 1
+    changed["encrypted"][entry + 8] |= 1
+    files = {
+        **{name: (".npz", bytes(data)) for name, data in changed.items()},
+        "deflate": (".npz", bytes(packed)),
+        "text": (".npz", b"hello, this is text"),
+        "huge": (".npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000000,), }")),
+        "cut": (".npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (")),
+        "descr": (".npy", npy("{'descr': 'zzz', 'fortran_order': False, 'shape': (1,), }")),
+        "word": (".npy", b"hello, this is text"),
+    }
+    suffix, data = files[fault]
+    path = tmp_path / f"d{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(GraphoptError, match=rf"cannot be read as an \{suffix} ar\w+: ") as caught:
+        load_feeds(path, INPUTS[:1])
+    assert "\n" not in str(caught.value) and "allow_pickle" not in str(caught.value)
+
+
+def test_inputs_beyond_the_memory_are_refused() -> None:
+    big = model("g(float[N] a) => (float[N] y) { y = Identity(a) }")
+    with pytest.raises(
+        GraphoptError, match=r"input 'a' of shape \[4611686018427387904\]: making it takes .* smaller sizes"
+    ):
+        make_feeds(big, bindings={"N": 1 << 62})
+
+
 def test_bfloat16_is_made() -> None:
     feeds = make_feeds(model("g(bfloat16[N] a) => (bfloat16[N] y) { y = Identity(a) }"))
     assert feeds["a"].dtype == ml_dtypes.bfloat16

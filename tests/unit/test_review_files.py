@@ -142,11 +142,29 @@ def test_the_weights_of_a_renamed_source_are_not_overwritten(tmp_path: Path) -> 
 
 def test_an_output_that_cannot_take_its_place_is_one_line(tmp_path: Path) -> None:
     external_model(tmp_path / "m.onnx")
-    (tmp_path / "out.onnx.data").mkdir()
     options = graphopt.Options(passes="dce", numerics="off", repro=None)
-    with pytest.raises(GraphoptError, match="cannot write output"):
-        graphopt.optimize(tmp_path / "m.onnx", output=tmp_path / "out.onnx", options=options)
-    assert not (tmp_path / "out.onnx").exists()
+    for make, kind in ((os.mkdir, "folder"), (os.mkfifo, "pipe")):
+        make(tmp_path / f"{kind}.onnx.data")
+        with pytest.raises(GraphoptError, match=rf"{kind}\.onnx\.data is a {kind}; "):
+            graphopt.optimize(tmp_path / "m.onnx", output=tmp_path / f"{kind}.onnx", options=options)
+        with pytest.raises(GraphoptError, match=f"is a {kind}; "):
+            graphopt.save(load(tmp_path / "m.onnx"), tmp_path / f"{kind}.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["folder.onnx.data", "m.onnx", "m.onnx.data", "pipe.onnx.data"]
+
+
+def test_a_model_with_its_weights_apart_goes_through_no_link(tmp_path: Path) -> None:
+    external_model(tmp_path / "m.onnx")
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.onnx"
+    link.symlink_to("real/m.onnx")
+    options = graphopt.Options(passes="dce", numerics="off", repro=None)
+    for write in (
+        lambda: graphopt.optimize(tmp_path / "m.onnx", output=link, options=options),
+        lambda: graphopt.save(load(tmp_path / "m.onnx"), link),
+    ):
+        with pytest.raises(GraphoptError, match=r"is a link, and its weights m\.onnx\.data would lie beside"):
+            write()
+    assert not os.listdir(tmp_path / "real")
 
 
 @pytest.mark.parametrize(
