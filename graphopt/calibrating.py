@@ -219,6 +219,10 @@ class Calibrating:
         notes = list(self._samples.notes) if self._samples is not None else []
         if record["samples"] == 1:
             notes.insert(0, "there is one sample only; what is learnt from so little data is a guess")
+        fixed = self._samples.fixed if self._samples is not None else None
+        if self.limit is not None and fixed is not None and self.limit % fixed:
+            asked = f"samples asked for: {self.limit}; used: {record['samples']}"
+            notes.insert(0, f"{asked}, as the model takes {fixed} at a time")
         if record["origin"] == RANDOM:
             notes.insert(0, "the samples are random, as asked for: what they show need not hold for real data")
         return notes

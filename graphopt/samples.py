@@ -90,7 +90,7 @@ class Samples:
         return (feeds for feeds, _ in self.counted(limit))
 
     def counted(self, limit: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Feeds by input name, and how many samples each is; at most `limit` together.
+        """Feeds by input name, and how many samples each is; at most `limit` together, see `Cutter`.
 
         Raises:
             GraphoptError: they do not fit the model, hold NaN or infinities, are none, or differ from the first pass.
@@ -125,6 +125,11 @@ class Samples:
         for feeds, _ in cutter.cut(self.pieces()):
             return feeds
         return next(iter(self.batches()))  # says why there is none
+
+    @property
+    def fixed(self) -> int | None:
+        """The batch size that the model fixes, if it does."""
+        return Cutter(self.inputs, 1, None, self.note).fixed
 
     def expected(self) -> int | None:
         """How many samples a pass will give at most, where that can be told beforehand."""
