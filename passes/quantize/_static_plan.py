@@ -20,7 +20,7 @@ from graphopt.passes.quantize._flow import Flow, clipped_range, find_flow
 from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, kind_of, weight_axis
 from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
-from graphopt.passes.quantize._weights8 import Ranges, choose_params, widen_for_bias
+from graphopt.passes.quantize._weights8 import Ranges, choose_params, fit_to_bias
 from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Planner:
         axis = weight_axis(node) if self.choices.per_channel else None
         params = choose_params(node, weights, self.choices.weight, axis, self.choices.weight_ranges, self.choices.safe)
         bias: np.ndarray | None = const_array(node.inputs[2]) if len(node.inputs) > 2 else None
-        return widen_for_bias(params, bias, float(values[str(source.name)].scale))
+        return fit_to_bias(params, weights, bias, float(values[str(source.name)].scale))
 
 
 def _unusable(stats: Any) -> str:
