@@ -169,6 +169,31 @@ def test_a_channel_without_weights_keeps_its_bias(tmp_path: Path, per_channel: b
     assert (step >= 2.0**-126).all()
 
 
+@pytest.mark.parametrize("spec", [PLAIN, "search-precision{method=minmax saturation=ignore by=work sqnr=1}"])
+def test_weights_that_would_be_lost_beside_a_huge_row_stay_float(tmp_path: Path, run_model: Any, spec: str) -> None:
+    """An input that is always zero has huge weights; to the codes of the others their rows leave nothing."""
+
+    def make(huge: float) -> Any:
+        model = filled("""g (float[N, 16] x) => (float[N, 8] y) <float[16, 24] w, float[24, 8] v> {
+          a = MatMul (x, w)
+          r = Relu (a)
+          y = MatMul (r, v) }""")
+        weights = np.random.default_rng(5).standard_normal((16, 24)).astype(np.float32)
+        weights[0] = huge
+        model.graph.initializers["w"].const_value = ir.Tensor(weights, name="w")
+        return model
+
+    x = np.random.default_rng(6).standard_normal((32, 16)).astype(np.float32)
+    x[:, 0] = 0
+    model = make(1e4)
+    ctx = quantized(model, tmp_path, spec, {"x": x})
+    why = "stays float: 94% of its weights would round to zero beside a few that are far larger"
+    assert reasons(ctx)["MatMul_0"] == why
+    want, got = run_model(make(1e4), {"x": x})["y"], run_model(model, {"x": x})["y"]
+    assert np.abs(want - got).max() < 0.05 * np.abs(want).max()
+    assert "MatMul_0" not in reasons(quantized(make(10), tmp_path, spec, {"x": x}))
+
+
 def test_values_that_are_constant_or_zero_on_the_samples(tmp_path: Path, run_model: Any) -> None:
     for value in (0.0, 3.0):
         feeds = {"x": np.full((4, 3, 8, 8), value, np.float32)}
