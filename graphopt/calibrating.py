@@ -24,6 +24,7 @@ from graphopt.ir.writer import write
 from graphopt.progress import Progress
 from graphopt.quantization.statistics import Statistics, TensorStats
 from graphopt.samples import BATCH, RANDOM, Samples, inputs_of, open_samples, random_samples
+from graphopt.steady import channels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +84,7 @@ class Calibrating:
         self._is_random = isinstance(data, str | Path) and str(data) == RANDOM
         if data is not None and not self._is_random:
             self._samples = open_samples(data, inputs_of(model))
+            self._samples.channels = channels_of(model)
         self._has_batch = False
         self._used_saved = self._used_samples = False
         self.origin = self._name()
@@ -216,7 +218,7 @@ class Calibrating:
         record = self.record()
         if record is None:
             return ["calibration data was given, and no pass asked for it"]
-        notes = list(self._samples.notes) if self._samples is not None else []
+        notes = self._samples.remarks(self.limit) if self._samples is not None else []
         if record["samples"] == 1:
             notes.insert(0, "there is one sample only; what is learnt from so little data is a guess")
         if record["origin"] == RANDOM:

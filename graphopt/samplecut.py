@@ -29,7 +29,7 @@ class Cutter:
     Args:
         inputs: of the model.
         batch: samples at a time where the model leaves it open.
-        limit: samples at most.
+        limit: samples at most, in whole batches of the size that the model fixes, and one such batch at least.
         note: told what was done with data of an unusual form.
     """
 
@@ -64,7 +64,7 @@ class Cutter:
             self._check_names(columns)
             stacked = {key: item for key, item in columns.items() if len(item.shape) == self._rank(key) + 1}
             yield from self._stacked(stacked, columns) if stacked else self._rows(columns)
-            if self._left() <= 0:
+            if self._left(1 if stacked else self.fixed or 1) <= 0:
                 break
         yield from self._flush()
 
@@ -86,8 +86,14 @@ class Cutter:
         shape = self.specs[name].shape
         return -2 if shape is None else len(shape)
 
-    def _left(self) -> float:
-        return float("inf") if self.limit is None else self.limit - self.given - self._count
+    def _left(self, whole: int) -> float:
+        """Samples that are still wanted, of which so many go together."""
+        if self.limit is None:
+            return float("inf")
+        wanted = self.limit - self.given
+        if not self.given:
+            wanted = max(wanted, whole)
+        return wanted // whole * whole - self._count
 
     def _check_names(self, columns: Columns) -> None:
         for name in columns:
@@ -103,7 +109,7 @@ class Cutter:
         yield from self._flush()
         beside = {name: item.whole() for name, item in columns.items() if name not in stacked}
         for index in range(_length(stacked, self._origin)):
-            if self._left() <= 0:
+            if self._left(1) <= 0:
                 return
             self.given += 1
             feeds = {name: item.rows(index, index + 1)[0] for name, item in stacked.items()}
@@ -119,9 +125,9 @@ class Cutter:
             return
         if not self._is_alike(rows, beside):
             yield from self._flush()
-        at, length = 0, _length(rows, self._origin)
-        while at < length and self._left() > 0:
-            take = int(min(length - at, self._left(), self.size - self._count))
+        at, length, whole = 0, _length(rows, self._origin), self.fixed or 1
+        while at < length and self._left(whole) > 0:
+            take = int(min(length - at, self._left(whole), self.size - self._count))
             for name, item in rows.items():
                 part = item.rows(at, at + take)
                 self._refuse_non_finite(name, part, at)

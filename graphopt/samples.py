@@ -23,6 +23,7 @@ from graphopt.frontends.onnx import file_hash
 from graphopt.inputsizes import required_inputs
 from graphopt.samplecut import Cutter
 from graphopt.samplefiles import function_named, iterable_again, pieces_of_objects, pieces_of_path
+from graphopt.steady import Steady
 from graphopt.target import TensorSpec
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Samples:
         notes: what the user should know of the data; complete after the first pass.
         seen: samples of the longest pass that came to its end.
         files: where the samples are read from; None when they come from code.
+        channels: axis of the channels of inputs, where it is known.
+        steady: what does not vary, as the longest pass saw it.
     """
 
     origin: str
@@ -77,6 +80,8 @@ class Samples:
     files: Path | None = None
     notes: list[str] = field(default_factory=list)
     seen: int = 0
+    channels: Mapping[str, int] = field(default_factory=dict)
+    steady: Steady | None = None
     _first: int | None = None
     _digest: str | None = None
     _hashed: float = -1
@@ -90,15 +95,16 @@ class Samples:
         return (feeds for feeds, _ in self.counted(limit))
 
     def counted(self, limit: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Feeds by input name, and how many samples each is; at most `limit` together.
+        """Feeds by input name, and how many samples each is; at most `limit` together, see `Cutter`.
 
         Raises:
             GraphoptError: they do not fit the model, hold NaN or infinities, are none, or differ from the first pass.
         """
         reach = math.inf if limit is None else limit
         digest = hashlib.sha256() if self.files is None and reach > self._hashed else None
-        cutter = Cutter(self.inputs, self.batch, limit, self.note)
+        cutter, steady = Cutter(self.inputs, self.batch, limit, self.note), Steady(self.channels)
         for feeds, count in cutter.cut(self.pieces()):
+            steady.update(feeds)
             if cutter.given == count:
                 self._compare(feeds)
             if digest is not None:
@@ -111,7 +117,8 @@ class Samples:
             raise GraphoptError(f"calibration data {self.origin}: {why}")
         if cutter.dropped:
             self.note(f"{cutter.dropped} samples are left out: the model takes {cutter.fixed} at a time")
-        self.seen = max(self.seen, cutter.given)
+        if cutter.given >= self.seen:
+            self.seen, self.steady = cutter.given, steady
         if digest is not None:
             self._hashed, self._digest = reach, digest.hexdigest()
 
@@ -125,6 +132,15 @@ class Samples:
         for feeds, _ in cutter.cut(self.pieces()):
             return feeds
         return next(iter(self.batches()))  # says why there is none
+
+    def remarks(self, limit: int | None) -> list[str]:
+        """What the user, who asked for `limit` samples, should know of the data; complete after the first pass."""
+        found, fixed = list(self.notes), Cutter(self.inputs, 1, None, self.note).fixed
+        if self.seen and limit is not None and fixed is not None and limit % fixed:
+            found.insert(0, f"samples asked for: {limit}; used: {self.seen}, as the model takes {fixed} at a time")
+        if self.steady is not None and self.origin != RANDOM:
+            found += self.steady.notes()
+        return found
 
     def expected(self) -> int | None:
         """How many samples a pass will give at most, where that can be told beforehand."""

@@ -35,7 +35,8 @@ class Calibration(Protocol):
     origin: str
 
     def batches(self, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
-        """Feeds by input name, batch by batch, the same ones each time; `limit` bounds the number of samples."""
+        """Feeds by input name, batch by batch, the same ones each time; `limit` bounds the number of samples,
+        but never to less than a batch of the size that the model fixes."""
         ...
 
     def runner(self, model: ir.Model, values: Sequence[str] = ()) -> Runner:

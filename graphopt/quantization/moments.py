@@ -23,6 +23,9 @@ HELD_OUT = 5
 MAX_PATCHES = 4096
 """Positions of one batch that a convolution's moments are taken from, evenly spread."""
 
+_LEAST, _MOST = 1e-30, 1e30
+"""Mean squares, summed over samples, between which float32 has all its digits."""
+
 
 class Moments:
     """An accumulator of x x^T, in two parts by sample (first axis).
@@ -70,7 +73,8 @@ class Moments:
         for total, part in ((self.fit, array[~held]), (self.check, array[held])):
             if len(part):
                 rows = self._rows(np.asarray(part, np.float32))
-                total += rows.transpose(0, 2, 1) @ rows
+                with np.errstate(over="ignore", invalid="ignore"):  # why_useless tells
+                    total += rows.transpose(0, 2, 1) @ rows
 
     def held_out(self) -> np.ndarray:
         """What to check with: the held-out samples, or all of them when there are too few to hold any out."""
@@ -108,13 +112,39 @@ class PairSums:
         """Take in rows (groups, R, K)."""
         import numpy as np
 
-        self.yy += y.transpose(0, 2, 1) @ y
+        self.yy += _products(y, y)
         self.y += y.sum(axis=1, dtype=np.float64)
         if self.xx is not self.yy:
-            self.xx += x.transpose(0, 2, 1) @ x
-            self.xy += x.transpose(0, 2, 1) @ y
+            self.xx += _products(x, x)
+            self.xy += _products(x, y)
             self.x += x.sum(axis=1, dtype=np.float64)
         self.count += x.shape[1]
+
+
+def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sum over rows of x y^T, float64 (groups, K, K).
+
+    Float32 multiplies only what is left without the means: beside a large mean it would lose what varies, and taking
+    the means out again would leave its rounding errors.
+    """
+    import numpy as np
+
+    (a, mean_x), (b, mean_y) = _split(x), _split(y)
+    # x y^T = a b^T + x m_y^T + m_x b^T, summed
+    left = np.stack([x.sum(axis=1, dtype=np.float64), mean_x], axis=2)
+    right = np.stack([mean_y, b.sum(axis=1, dtype=np.float64)], axis=1)
+    total: np.ndarray = left @ right
+    with np.errstate(over="ignore", invalid="ignore"):  # why_useless tells
+        total += a.transpose(0, 2, 1) @ b
+    return total
+
+
+def _split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows without their mean, float32; and that mean as float32 holds it, in float64 (groups, K)."""
+    import numpy as np
+
+    mean = x.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return x - mean[:, None], mean.astype(np.float64)
 
 
 class PairedMoments:
@@ -163,6 +193,19 @@ class PairedMoments:
     def held_out(self) -> PairSums:
         """What to check with: the held-out samples, or all of them when there are too few to hold any out."""
         return self.check if self.check.count else self.fit
+
+
+def why_useless(moments: np.ndarray) -> str | None:
+    """Why sums of x x^T (groups, K, K) show nothing of how to round; None when they do."""
+    import numpy as np
+
+    sizes = np.einsum("gkk->g", moments) / moments.shape[-1]
+    sizes = sizes[sizes != 0]
+    if not sizes.size:
+        return "its inputs are zero on all samples"
+    if not ((sizes > _LEAST) & (sizes < _MOST)).all():
+        return "its inputs on the samples are too large or too small for sums of squares in float32"
+    return None
 
 
 def bytes_of(width: int, groups: int = 1) -> int:

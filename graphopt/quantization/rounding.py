@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DAMPING = 0.01
 FACTORS = tuple(i / 20 for i in range(8, 25))
 """Multiples of a scale that are tried."""
+_STEADY = 1e-12
+"""Inputs whose variance is less than this part of their mean square vary by float32's rounding, and tell nothing."""
 _BLOCK = 128  # columns that are worked on before the rest is brought up to date
 
 
@@ -191,20 +193,29 @@ def fit_rows(rows: np.ndarray, sums: PairSums, group: int, *, shifts: bool, damp
 
     if sums.xy is sums.yy:
         return rows
-    cross, inner = sums.xy[group], second_moments(sums, group, shifts=shifts)
+    gap, inner = sums.xy[group] - sums.yy[group], second_moments(sums, group, shifts=shifts)
     if shifts:
-        cross = cross - np.outer(sums.x[group], sums.y[group]) / sums.count
-    moved = np.linalg.solve(damped(inner, damping), (rows @ (cross - inner)).T).T
+        gap = gap - np.outer(sums.x[group] - sums.y[group], sums.y[group]) / sums.count
+        gap[:, ~inner.any(axis=0)] = 0.0
+    moved = np.linalg.solve(damped(inner, damping), (rows @ gap).T).T
     fitted: np.ndarray = (rows + moved).astype(np.float32)
     return fitted
 
 
 def second_moments(sums: PairSums, group: int, *, shifts: bool) -> np.ndarray:
-    """H of the quantized model's inputs, less the product of their means where a bias takes up the mean error."""
+    """H of the quantized model's inputs, less the product of their means where a bias takes up the mean error.
+
+    Columns that are constant up to rounding are zero then, as if they had no input.
+    """
     import numpy as np
 
     inner: np.ndarray = sums.yy[group]
-    return inner - np.outer(sums.y[group], sums.y[group]) / sums.count if shifts else inner
+    if not shifts:
+        return inner
+    centred = inner - np.outer(sums.y[group], sums.y[group]) / sums.count
+    steady = np.diag(centred) <= _STEADY * np.diag(inner)
+    centred[steady] = centred[:, steady] = 0.0
+    return centred
 
 
 def mean_shift(rows: np.ndarray, other: np.ndarray, sums: PairSums, group: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
-from graphopt.passes.quantize._weight_codes import refuse_lost
+from graphopt.passes.quantize._weight_codes import MOST_LOST, refuse_lost
 from graphopt.passes.quantize._weight_sites import Weight
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, codes_of
 from graphopt.quantization.affine import INT8
@@ -46,7 +46,7 @@ def integer_weight(weight: Weight, ranges: Ranges, safe: bool) -> tuple[np.ndarr
     except GraphoptError as error:
         raise NoMatch(f"its weight {weight.value.name!r} {error}") from None
     codes, scale = codes_of(node, array, params, safe), params.scale
-    refuse_lost(*lost_weights(array, codes), INT8.bits)
+    refuse_lost(*lost_weights(array, codes), MOST_LOST[INT8.bits])
     if node.op_type == "Conv":
         return codes, scale.reshape(-1, *(1,) * (array.ndim - 2))
     alpha = node.attributes.get("alpha")

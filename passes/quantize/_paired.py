@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.prefix import prefix
 from graphopt.passes.quantize._weight_calibrated import BUDGET, accumulator, pair_bytes, why_no_moments
-from graphopt.quantization.moments import PairedMoments
+from graphopt.quantization.moments import PairedMoments, why_useless
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +57,9 @@ class Paired:
         found = self._found.pop(node)
         if not found.finite:
             raise NoMatch("its inputs hold NaN or infinities on the samples")
-        if not found.fit.yy.any():
-            raise NoMatch("its inputs are zero on all samples")
+        why = why_useless(found.fit.yy)
+        if why is not None:
+            raise NoMatch(why)
         return found
 
     def _gather(self) -> None:

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.ir import sites
+from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.passes.quantize._flow import Flow, clipped_range, find_flow
 from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, kind_of, weight_axis
 from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
-from graphopt.passes.quantize._weights8 import Ranges, choose_params, widen_for_bias
+from graphopt.passes.quantize._weight_codes import refuse_lost
+from graphopt.passes.quantize._weights8 import Ranges, choose_params, codes_of, fit_to_bias
 from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range
+from graphopt.quantization.weights import lost_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
     from graphopt.quantization.ranges import Method
+
+_MOST_LOST = 0.8
+"""Share of weights that may round to zero beside larger ones. Layers of MobileNetV2, MiniLM and PP-OCRv4 lose up to
+0.29 in int8, 0.71 in int4, and with one scale for all channels 0.74 in int8."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Planner:
         self.chosen: dict[ir.Node, None] = {}
         self.kept: dict[str, str] = {}
         self.left: set[ir.Node] = set()
+        self._scales: dict[ir.Node, QParams] = {}
 
     def go(self) -> dict[str, Any]:
         """All steps."""
@@ -123,7 +131,7 @@ class Planner:
             return (
                 "it multiplies two computed values" if const_tensor(weights) is None else "its weights have no matrix"
             )
-        return self._why_not_constants(node)
+        return self._why_not_constants(node) or self._why_not_left(node)
 
     def _why_not_constants(self, node: ir.Node) -> str | None:
         import numpy as np
@@ -155,6 +163,17 @@ class Planner:
             attr = node.attributes.get(key)
             if attr is not None and attr.value != plain:
                 return f"{key}={attr.value:g} has no int8 kernel"
+        return None
+
+    def _why_not_left(self, node: ir.Node) -> str | None:
+        """Why too little would be left of its weights."""
+        weights = const_array(node.inputs[1], self.ctx.max_bytes)
+        assert weights is not None
+        codes = codes_of(node, weights, self._own_scales(node), self.choices.safe)
+        try:
+            refuse_lost(*lost_weights(weights, codes), _MOST_LOST)
+        except NoMatch as why:
+            return str(why)
         return None
 
     # -- ranges -------------------------------------------------------------------------------------------------
@@ -232,10 +251,17 @@ class Planner:
         weights = const_array(node.inputs[1], self.ctx.max_bytes)
         source = node.inputs[0]
         assert weights is not None and source is not None
-        axis = weight_axis(node) if self.choices.per_channel else None
-        params = choose_params(node, weights, self.choices.weight, axis, self.choices.weight_ranges, self.choices.safe)
         bias: np.ndarray | None = const_array(node.inputs[2]) if len(node.inputs) > 2 else None
-        return widen_for_bias(params, bias, float(values[str(source.name)].scale))
+        return fit_to_bias(self._own_scales(node), weights, bias, float(values[str(source.name)].scale))
+
+    def _own_scales(self, node: ir.Node) -> QParams:
+        """Of its weights, whatever its bias needs."""
+        if node not in self._scales:
+            weights = const_array(node.inputs[1], self.ctx.max_bytes)
+            assert weights is not None
+            axis, asked = weight_axis(node) if self.choices.per_channel else None, self.choices
+            self._scales[node] = choose_params(node, weights, asked.weight, axis, asked.weight_ranges, asked.safe)
+        return self._scales[node]
 
 
 def _unusable(stats: Any) -> str:

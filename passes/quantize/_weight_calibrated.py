@@ -16,7 +16,7 @@ from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_tensor
 from graphopt.passes.quantize._weight_codes import Quantized, joined, pieces, row_params
 from graphopt.quantization.affine import QParams, dequantize, quantize
-from graphopt.quantization.moments import Moments, PairedMoments, Windows, bytes_of
+from graphopt.quantization.moments import Moments, PairedMoments, Windows, bytes_of, why_useless
 from graphopt.quantization.rounding import coordinate_descent, gptq, output_error, refit_scales
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ class Calibrated:
         found = self._moments[key]
         if not found.finite:
             raise NoMatch("its inputs hold NaN or infinities on the samples")
-        if not found.fit.any():
-            raise NoMatch("its inputs are zero on all samples")
+        why = why_useless(found.fit)
+        if why is not None:
+            raise NoMatch(why)
         return found
 
     def _gather(self, first: Weight) -> None:

@@ -57,17 +57,17 @@ def quantize_weight(weight: Weight, setting: Setting, signed: bool, alpha: float
         parts.append((codes, params))
         gone, counted = lost_weights(rows, dequantize(codes, params))
         lost, there = lost + gone, there + counted
-    refuse_lost(lost, there, setting.bits)
+    refuse_lost(lost, there, MOST_LOST[setting.bits])
     return joined(parts)
 
 
-def refuse_lost(lost: int, there: int, bits: int) -> None:
+def refuse_lost(lost: int, there: int, most: float) -> None:
     """Leave a weight in float of which too little would be left.
 
     Raises:
-        NoMatch: more than MOST_LOST of its elements became zero.
+        NoMatch: more than a share of `most` of its elements became zero.
     """
-    if lost > MOST_LOST[bits] * there:
+    if lost > most * there:
         raise NoMatch(f"{lost / there:.0%} of its weights would round to zero beside a few that are far larger")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range, quantize
+from graphopt.quantization.affine import SMALLEST_SCALE, QParams, QType, channel_ranges, params_from_range, quantize
 from graphopt.quantization.saturation import make_safe, safe_scales
 
 if TYPE_CHECKING:
@@ -101,15 +101,23 @@ def bias_codes(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
 
 
-def widen_for_bias(params: QParams, bias: np.ndarray | None, input_scale: float) -> QParams:
-    """Scales large enough that the bias fits 31 bits: channels with tiny weights and a large bias need it."""
+def fit_to_bias(params: QParams, weights: np.ndarray, bias: np.ndarray | None, input_scale: float) -> QParams:
+    """Scales whose bias codes fit 31 bits, which channels with tiny weights and a large bias need.
+
+    Codes of a channel without weights are zero whatever its scale: that is the one with which its bias keeps the digits
+    of float32.
+    """
     import numpy as np
 
     if bias is None:
         return params
-    least = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
-    least = least if params.axis is not None else least.max(initial=0.0)
-    return QParams(params.type, np.maximum(params.scale, least).astype(np.float32), params.zero_point, params.axis)
+    sizes = np.abs(bias.astype(np.float64)) / input_scale
+    low, high = channel_ranges(weights, params.axis)
+    empty = (low == 0) & (high == 0)
+    sizes = sizes if params.axis is not None else sizes.max(initial=0.0)
+    given = np.where(empty & (sizes > 0), np.maximum(sizes / 2.0**24, SMALLEST_SCALE), params.scale)
+    scale = np.maximum(given, sizes / 2.0**30).astype(np.float32)
+    return QParams(params.type, scale, params.zero_point, params.axis)
 
 
 def _least_error(weights: np.ndarray, params: QParams) -> QParams:

@@ -146,7 +146,11 @@ def _better(node: ir.Node, weight: Weight, moments: PairedMoments, method: Metho
 def _rounded(
     rows: np.ndarray, sums: PairSums, given: list[QParams], method: Method, shifts: bool, moves: bool
 ) -> tuple[np.ndarray, list[QParams]]:
-    """Codes (groups, N, K) and the quantizers that they are of; scales are chosen too where `moves`."""
+    """Codes (groups, N, K) and the quantizers that they are of; scales are chosen too where `moves`.
+
+    Raises:
+        NoMatch: the inputs do not vary.
+    """
     import numpy as np
 
     from graphopt.quantization.adaround import adaround
@@ -161,6 +165,8 @@ def _rounded(
 
     groups = range(len(rows))
     hs = [second_moments(sums, index, shifts=shifts) for index in groups]
+    if not any(item.any() for item in hs):
+        raise NoMatch("its inputs are the same on all samples, which tells nothing of how to round")
     fitted = np.stack([fit_rows(rows[index], sums, index, shifts=shifts) for index in groups])
     used = [search_scales(fitted[i], hs[i], given[i]) for i in groups] if moves else given
     if method == "gradient":

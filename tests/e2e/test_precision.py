@@ -51,6 +51,16 @@ def test_int8_makes_an_artifact_with_its_plan_and_says_what_was_used(net: Path) 
     assert "2 nodes with work run in int8" in err and "lossy passes are measured" in err
 
 
+@pytest.mark.parametrize("words", [("--precision", "int8"), ("-p", "search-precision{by=work sqnr=10}")])
+def test_a_fixed_batch_of_several_is_quantized_by_whole_batches(net: Path, words: tuple[str, ...]) -> None:
+    """Passes that ask for one sample, or a few, get as few as the model takes."""
+    write(from_text(NET.replace("float[N", "float[4")), Path("four.onnx"))
+    given = ("--target", "cpu", "--calibration-data", "calibration.npz", "--calibration-samples", "9")
+    code, _, err = call("opt", "four.onnx", *words, *given, "-o", "out.onnx")
+    assert code == 0 and "2 nodes with work run in int8" in err, err
+    assert "samples asked for: 9; used: 8, as the model takes 4 at a time" in err
+
+
 @pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weights", "int4", "fp16"])
 def test_other_precisions_need_no_samples(net: Path, precision: str) -> None:
     code, _, err = call("opt", str(net), "--precision", precision, "--target", "cpu", "-o", "out.onnx")

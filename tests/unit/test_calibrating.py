@@ -251,3 +251,45 @@ def test_results_that_are_written_over_are_those_of_their_batch(tmp_path: Path) 
     assert found["b"].count == 2 * int((x > 0).sum())
     alone = Calibrating(model, {"x": x}, tmp_path).statistics(model, ["a"])
     assert alone["a"].to_json() == direct.to_json()
+
+
+# -- data that tells little -----------------------------------------------------------------------------------------
+
+PICTURE = """<ir_version: 10, opset_import: ["": 21]>
+g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) <float[2, 3, 1, 1] w> { y = Conv (x, w) }"""
+LAST = """<ir_version: 10, opset_import: ["": 21]>
+g (float[N, 4, 4, 3] x) => (float[N, 2, 4, 4] y) <float[2, 3, 1, 1] w> {
+  t = Transpose <perm = [0, 3, 1, 2]> (x)
+  y = Conv (t, w) }"""
+
+
+def notes_on(text: str, x: np.ndarray, folder: Path) -> list[str]:
+    model = from_text(text)
+    calibration = Calibrating(model, {"x": x}, folder)
+    calibration.statistics(model, ["y"])
+    list(calibration.batches(4))  # a shorter pass, whose samples may well be alike
+    return calibration.notes()
+
+
+def test_inputs_that_do_not_vary_are_named(tmp_path: Path) -> None:
+    why = "what is learnt from it will not hold for samples that differ"
+    x = np.random.default_rng(0).standard_normal((20, 3, 4, 4)).astype(np.float32)
+    assert not notes_on(PICTURE, x, tmp_path)
+    assert notes_on(PICTURE, x * -0.0, tmp_path) == [f"input 'x' is 0 throughout on all samples; {why}"]
+    x[:10, 0] = 7
+    x[:, 1] = 0.5
+    named = [f"input 'x' does not vary in channel 1 (always 0.5); {why}"]
+    assert notes_on(PICTURE, x, tmp_path) == named
+    assert notes_on(LAST, np.moveaxis(x, 1, -1), tmp_path) == named
+    x[-1, 1, 2, 2] = 1
+    assert not notes_on(PICTURE, x, tmp_path)
+
+
+def test_features_of_a_product_and_integers_may_be_constant(tmp_path: Path) -> None:
+    """Columns that no sample touches are common there, and so are masks of ones."""
+    feeds = samples()
+    feeds["x"][:, 2] = 0
+    feeds["tokens"][:] = 0
+    calibration = calibrating(tmp_path, feeds)
+    calibration.statistics(calibration._model, ["a"])
+    assert not calibration.notes()

@@ -130,13 +130,14 @@ def test_nodes_in_subgraphs_stay_float(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "bias"), [(1e-30, 1.0), (1e-38, 1.0), (0.0, 5.0), (1e30, 1.0)], ids=["tiny", "denormal", "zero", "huge"]
+    ("scale", "bias"), [(1e-30, 1.0), (1e-38, 1.0), (0.0, 0.011), (1e30, 1.0)], ids=["tiny", "denormal", "zero", "huge"]
 )
 def test_awkward_weights_keep_the_bias(tmp_path: Path, run_model: Any, scale: float, bias: float) -> None:
     def make() -> Any:
         model = from_text(f"""{HEAD}
         g (float[N, 2, 1, 1] x) => (float[N, 2, 1, 1] y) <float[2, 2, 1, 1] w, float[2] b> {{ y = Conv (x, w, b) }}""")
-        weights = np.array([[scale, -scale], [1, 2]], np.float32).reshape(2, 2, 1, 1)
+        other = [1, 2] if scale else [0, 0]  # whose outputs would hide what becomes of a small bias
+        weights = np.array([[scale, -scale], other], np.float32).reshape(2, 2, 1, 1)
         for name, array in (("w", weights), ("b", np.full(2, bias, np.float32))):
             model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
         name_nodes(model)
@@ -147,6 +148,50 @@ def test_awkward_weights_keep_the_bias(tmp_path: Path, run_model: Any, scale: fl
     quantized(model, tmp_path, feeds=feeds)
     want, got = run_model(make(), feeds)["y"], run_model(model, feeds)["y"]
     assert np.abs(want - got).max() < 0.02 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_channel_without_weights_keeps_its_bias(tmp_path: Path, per_channel: bool) -> None:
+    """Its codes are zero whatever the scale, and the bias is counted in that scale times the input's."""
+    model = filled("""g (float[N, 3] x) => (float[N, 4] y) <float[3, 4] w, float[4] b> { y = Gemm (x, w, b) }""")
+    weights, bias = np.zeros((3, 4), np.float32), np.array([0.004, -3e-7, 0.0, 50], np.float32)
+    if per_channel:
+        weights[:, 3] = 1
+    for name, array in (("w", weights), ("b", bias)):
+        model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    spec = PLAIN if per_channel else PLAIN.replace("{", "{per_channel=false ")
+    quantized(model, tmp_path, spec, {"x": np.linspace(-9, 9, 30, dtype=np.float32).reshape(10, 3)})
+    gemm = next(node for node in model.graph if node.op_type == "Gemm")
+    codes, step = (value.const_value.numpy() for value in gemm.inputs[2].producer().inputs[:2])
+    precise = np.s_[:3] if per_channel else np.s_[3:]
+    np.testing.assert_allclose((codes * step.astype(np.float64))[precise], bias[precise], rtol=1e-6)
+    np.testing.assert_allclose(codes * step.astype(np.float64), bias, atol=0.04)
+    assert (step >= 2.0**-126).all()
+
+
+@pytest.mark.parametrize("spec", [PLAIN, "search-precision{method=minmax saturation=ignore by=work sqnr=1}"])
+def test_weights_that_would_be_lost_beside_a_huge_row_stay_float(tmp_path: Path, run_model: Any, spec: str) -> None:
+    """An input that is always zero has huge weights; to the codes of the others their rows leave nothing."""
+
+    def make(huge: float) -> Any:
+        model = filled("""g (float[N, 16] x) => (float[N, 8] y) <float[16, 24] w, float[24, 8] v> {
+          a = MatMul (x, w)
+          r = Relu (a)
+          y = MatMul (r, v) }""")
+        weights = np.random.default_rng(5).standard_normal((16, 24)).astype(np.float32)
+        weights[0] = huge
+        model.graph.initializers["w"].const_value = ir.Tensor(weights, name="w")
+        return model
+
+    x = np.random.default_rng(6).standard_normal((32, 16)).astype(np.float32)
+    x[:, 0] = 0
+    model = make(1e4)
+    ctx = quantized(model, tmp_path, spec, {"x": x})
+    why = "stays float: 94% of its weights would round to zero beside a few that are far larger"
+    assert reasons(ctx)["MatMul_0"] == why
+    want, got = run_model(make(1e4), {"x": x})["y"], run_model(model, {"x": x})["y"]
+    assert np.abs(want - got).max() < 0.05 * np.abs(want).max()
+    assert "MatMul_0" not in reasons(quantized(make(10), tmp_path, spec, {"x": x}))
 
 
 def test_values_that_are_constant_or_zero_on_the_samples(tmp_path: Path, run_model: Any) -> None:

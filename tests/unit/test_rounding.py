@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphopt.quantization.affine import INT4, UINT4, QParams, QType, dequantize, quantize
-from graphopt.quantization.moments import Moments, Windows, bytes_of
+from graphopt.quantization.moments import Moments, PairSums, Windows, bytes_of, why_useless
 from graphopt.quantization.rounding import coordinate_descent, gptq, output_error, refit_scales
 from graphopt.quantization.weights import weight_params
 
@@ -113,6 +113,20 @@ def test_batches_with_nan_or_infinities_do_not_count() -> None:
     moments = Moments(2)
     moments.update(np.array([[1, np.inf]], np.float32))
     assert not moments.finite and moments.samples == 0 and not moments.fit.any()
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e25])
+def test_squares_that_float32_cannot_hold_are_of_no_use(size: float) -> None:
+    x = (RANDOM.standard_normal((1, 40, 8)) * size).astype(np.float32)
+    single, sums = Moments(8), PairSums.zero(1, 8, same=True)
+    single.update(x[0])
+    sums.add(x, x)
+    for found in (single.fit, sums.yy):
+        assert (
+            why_useless(found) == "its inputs on the samples are too large or too small for sums of squares in float32"
+        )
+    assert why_useless(np.eye(8)[None]) is None
+    assert why_useless(np.zeros((1, 8, 8))) == "its inputs are zero on all samples"
 
 
 @pytest.mark.parametrize(

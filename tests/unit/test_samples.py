@@ -80,6 +80,22 @@ def test_a_fixed_batch_drops_the_rest_and_says_so(tmp_path: Path) -> None:
     assert shapes(samples) == [(1, 3)] * 5
 
 
+def test_a_limit_is_in_whole_batches_of_a_fixed_size(tmp_path: Path) -> None:
+    """And one at least: who asks for one sample means as few as can be had."""
+    for limit, batches in ((1, 1), (4, 1), (7, 1), (8, 2), (11, 2), (100, 5)):
+        samples = open_samples(npz(tmp_path, x=rows(20)), [fixed(4)])
+        assert shapes(samples, limit) == [(4, 3)] * batches
+        assert samples.seen == 4 * batches and not samples.notes
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    for index in range(5):
+        npz(folder, f"{index}.npz", x=rows(3))
+    assert shapes(open_samples(folder, [fixed(4)]), 2) == [(4, 3)]
+    whole = open_samples(npz(tmp_path, "whole.npz", x=np.zeros((5, 4, 3), np.float32)), [fixed(4)])
+    assert shapes(whole, 2) == [(4, 3)] * 2
+    assert "there are 3 samples and the model takes 4" in refusal(open_samples(npz(tmp_path, x=rows(3)), [fixed(4)]))
+
+
 def test_an_array_of_one_rank_more_holds_whole_feeds(tmp_path: Path) -> None:
     x = np.zeros((5, 2, 3), np.float32)
     samples = open_samples(npz(tmp_path, x=x, mask=np.ones((2, 2), np.int64)), [X, MASK])
