@@ -18,6 +18,7 @@ from graphopt.ir import sites
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.passes.quantize._flow import Flow, clipped_range, find_flow
 from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, kind_of, weight_axis
+from graphopt.passes.quantize._qdq_opsets import why_no_scales
 from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, widen_for_bias
@@ -68,6 +69,7 @@ class Planner:
         self.chosen: dict[ir.Node, None] = {}
         self.kept: dict[str, str] = {}
         self.left: set[ir.Node] = set()
+        self.no_scales = why_no_scales(ctx.rewriter.opset(""), choices.per_channel)
 
     def go(self) -> dict[str, Any]:
         """All steps."""
@@ -101,6 +103,8 @@ class Planner:
                     self.chosen[node] = None
                 else:
                     self.kept[site] = reason
+        if self.kept and self.no_scales is not None:
+            self.ctx.note(self.no_scales)
 
     def _why_not(self, node: ir.Node, graph: ir.Graph) -> str | None:
         """Why a node with work stays float; None when it can run in int8."""
@@ -112,6 +116,8 @@ class Planner:
             return "named by skip"
         if graph is not self.graph:
             return "it is in a subgraph or function, whose values cannot be observed"
+        if self.no_scales is not None:
+            return self.no_scales
         source, weights = node.inputs[0], node.inputs[1]
         if source is None or weights is None or source.dtype != ir.DataType.FLOAT:
             return f"its input is {source.dtype if source is not None else 'absent'}, not float32"

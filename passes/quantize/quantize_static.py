@@ -16,6 +16,7 @@ from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
+from graphopt.passes.quantize._qdq_opsets import PER_TENSOR, check_type
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
 
@@ -80,10 +81,18 @@ class QuantizeStatic(PlanPass):
         return Planner(model, ctx, self.choices(ctx), self.name).go()
 
     def choices(self, ctx: Context) -> Choices:
-        """The options, with what `auto` stands for on the target."""
+        """The options, with what `auto` stands for on the target.
+
+        Raises:
+            GraphoptError: the model's opset has no codes of these types.
+        """
         from graphopt.passes.quantize._static_plan import Choices
         from graphopt.quantization.ranges import parse_method
 
+        opset = ctx.rewriter.opset("")
+        if opset >= PER_TENSOR:  # below, nothing is quantized, and every node has that reason
+            check_type(f"pass {self.name!r}: activation={self.activation}", self.activation, opset)
+            check_type(f"pass {self.name!r}: weight={self.weight}", self.weight, opset)
         saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
         return Choices(
             activation=qtype(self.activation),
