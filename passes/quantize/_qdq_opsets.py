@@ -6,14 +6,10 @@ Not here: what a target has kernels for.
 from __future__ import annotations
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.codetypes import SINCE
 
-PER_TENSOR, PER_CHANNEL, OTHER_WIDTHS = 10, 13, 21
-"""The opsets that brought one scale per tensor, one per channel, and codes that are not of 8 bits."""
-
-
-def since(type_name: str) -> int:
-    """The first opset whose nodes hold codes of this type."""
-    return PER_TENSOR if type_name in ("uint8", "int8", "int32") else OTHER_WIDTHS
+PER_TENSOR, PER_CHANNEL = 10, 13
+"""The opsets that brought one scale per tensor, and one per channel."""
 
 
 def why_no_scales(opset: int, per_channel: bool) -> str | None:
@@ -31,8 +27,8 @@ def check_type(asked: str, type_name: str, opset: int) -> None:
     Raises:
         GraphoptError: names the opset that has it.
     """
-    if opset < since(type_name):
-        need = since(type_name)
+    need = SINCE[type_name.upper()]
+    if opset < need:
         raise GraphoptError(
             f"{asked} needs opset {need}, the model has {opset}; raise it with convert-opset{{to={need}}}"
         )
