@@ -17,6 +17,7 @@ from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
 from graphopt.passes.quantize._qdq_opsets import PER_TENSOR, check_type
+from graphopt.passes.quantize._saturation import Saturation, note_unknown, wants_safe
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
 
@@ -44,7 +45,7 @@ class QuantizeStatic(PlanPass):
         per_channel: one weight scale per output channel.
         power_of_two: scales are powers of two (fixed point).
         saturation: `safe` makes weights that cannot saturate the 16-bit sums of CPUs without VNNI, `ignore` does not;
-            `auto` asks the target.
+            `auto` asks the target, and is `safe` without one.
         skip: sites, op types or regular expressions of nodes that stay float.
         ops: op types with work that are quantized.
 
@@ -65,7 +66,7 @@ class QuantizeStatic(PlanPass):
     symmetric: bool = False
     per_channel: bool = True
     power_of_two: bool = False
-    saturation: Literal["auto", "safe", "ignore"] = "auto"
+    saturation: Saturation = "auto"
     skip: tuple[str, ...] = ()
     ops: tuple[Literal["Conv", "MatMul", "Gemm"], ...] = ("Conv", "MatMul", "Gemm")
 
@@ -80,6 +81,11 @@ class QuantizeStatic(PlanPass):
 
         return Planner(model, ctx, self.choices(ctx), self.name).go()
 
+    def _safe(self, ctx: Context) -> bool:
+        if self.saturation == "auto" and self.weight != "int8":
+            return False
+        return wants_safe(self.saturation, ctx)
+
     def choices(self, ctx: Context) -> Choices:
         """The options, with what `auto` stands for on the target.
 
@@ -93,7 +99,6 @@ class QuantizeStatic(PlanPass):
         if opset >= PER_TENSOR:  # below, nothing is quantized, and every node has that reason
             check_type(f"pass {self.name!r}: activation={self.activation}", self.activation, opset)
             check_type(f"pass {self.name!r}: weight={self.weight}", self.weight, opset)
-        saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
         return Choices(
             activation=qtype(self.activation),
             weight=qtype(self.weight),
@@ -102,7 +107,7 @@ class QuantizeStatic(PlanPass):
             symmetric=self.symmetric,
             per_channel=self.per_channel,
             power_of_two=self.power_of_two,
-            safe=saturates or self.saturation == "safe",
+            safe=self._safe(ctx),
             skip=self.skip,
             ops=self.ops,
         )
@@ -123,6 +128,8 @@ class QuantizeStatic(PlanPass):
         for site, node in by_site.items():  # in the order of the graph: what is shared is made where it is first read
             if site in decisions["nodes"] and work.attempt(node, decisions["nodes"][site]):
                 done["work" if kind_of(node) == "compute" else "other"] += 1
+        if any(data.get("safe") for node in decisions["nodes"].values() for data in node["constants"].values()):
+            note_unknown(self.saturation, ctx)
         if done:
             ctx.note(
                 f"{done['work']} nodes with work run in {self.weight}, and {done['other']} around them; "
