@@ -14,6 +14,7 @@ from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
 from graphopt.manager.plan import PlanPass
+from graphopt.manager.plan_entries import Entry, is_bool
 from graphopt.passes.quantize._dynamic_forms import INTEGER, emit, integer_weight, quantized_input
 from graphopt.passes.quantize._dynamic_lstm import emit_lstm, find_lstm
 from graphopt.passes.quantize._saturation import Saturation, note_unknown, wants_safe
@@ -83,21 +84,19 @@ class QuantizeDynamic(PlanPass):
         return {"sites": {ctx.rewriter.site(node): entry for node, entry in chosen.items() if node not in missed}}
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
-        entries = decisions.get("sites")
-        if not isinstance(entries, Mapping):
-            raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: {{safe: bool}}}}}}")
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
-        for site, entry in entries.items():
+        entries = {}
+        for site, entry in Entry(f"the plan of {self.name!r}", decisions).entries("sites"):
             if site not in there or there[site].domain or there[site].op_type not in (*INTEGER, "LSTM"):
                 raise GraphoptError(f"the plan of {self.name!r}: there is no MatMul, Gemm, Conv or LSTM {site!r}")
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("safe"), bool):
-                raise GraphoptError(f"the plan of {self.name!r}: the entry for {site!r} wants {{safe: bool}}")
-        if any(entry["safe"] for entry in entries.values()):
+            entry.only("safe")
+            entries[site] = entry.get("safe", "true or false", is_bool)
+        if any(entries.values()):
             note_unknown(self.saturation, ctx)
         work = _Work(ctx, self.ranges)
         for site, node in there.items():
             if site in entries:
-                work.attempt(node, bool(entries[site]["safe"]))
+                work.attempt(node, entries[site])
 
 
 def _find(node: ir.Node, ctx: Context, safe: bool) -> Weight:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
@@ -18,6 +18,7 @@ from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
 from graphopt.passes.quantize._qdq_opsets import PER_TENSOR, check_type
 from graphopt.passes.quantize._saturation import Saturation, note_unknown, wants_safe
+from graphopt.passes.quantize._static_entries import read
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
 
@@ -113,17 +114,13 @@ class QuantizeStatic(PlanPass):
         )
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
+        by_site = {ctx.rewriter.site(node): node for node in model.graph}
+        values = read(ctx, decisions, by_site)
         for site, reason in decisions["kept"].items():
             ctx.remarks.missed(self.name, site, site.rsplit("/", 1)[-1], f"stays float: {reason}")
-        by_site = {ctx.rewriter.site(node): node for node in model.graph}
-        for site in decisions["nodes"]:
-            if site not in by_site:
-                raise GraphoptError(
-                    f"the plan of {self.name!r} names no node of this model: {site!r}{did_you_mean(site, by_site)}"
-                )
         if decisions["nodes"]:
             ctx.floats = model.clone()
-        work = _Quantization(ctx, {name: _params(data) for name, data in decisions["values"].items()})
+        work = _Quantization(ctx, values)
         done: Counter[str] = Counter()
         for site, node in by_site.items():  # in the order of the graph: what is shared is made where it is first read
             if site in decisions["nodes"] and work.attempt(node, decisions["nodes"][site]):

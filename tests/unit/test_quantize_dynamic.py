@@ -144,8 +144,11 @@ def test_plan_is_data_and_can_be_edited() -> None:
     [
         ({"sites": {"Gone": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Gone'"),
         ({"sites": {"Relu_0": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Relu_0'"),
-        ({"sites": {"Gemm_0": {}}}, "the entry for 'Gemm_0' wants {safe: bool}"),
-        ({}, "wants {sites"),
+        ({"sites": {"Gemm_0": {}}}, "sites: 'Gemm_0': has no safe; true or false is wanted"),
+        ({"sites": {"Gemm_0": {"safe": 1}}}, "sites: 'Gemm_0': safe is 1; true or false is wanted"),
+        ({"sites": {"Gemm_0": {"safe": True, "ops": []}}}, "sites: 'Gemm_0': there is no 'ops'; known: safe"),
+        ({"sites": []}, "sites is a list of 0; an object is wanted"),
+        ({}, "has no sites; an object is wanted"),
     ],
 )
 def test_mistakes_in_a_plan_are_one_clear_line(decisions: dict[str, Any], message: str) -> None:
