@@ -215,7 +215,7 @@ class Calibrating:
         """Remarks on the data."""
         record = self.record()
         if record is None:
-            return ["calibration data was given, and no pass asked for it"]
+            return ["the calibration data was not used: no pass needs any, or none found what to use it for"]
         notes = list(self._samples.notes) if self._samples is not None else []
         if record["samples"] == 1:
             notes.insert(0, "there is one sample only; what is learnt from so little data is a guess")

@@ -4,7 +4,7 @@
 
 `values` {name: {type, scale, zero_point}} are float values that become codes. `nodes` {site: {op, constants, rounded}}
 run in int8; `constants` {slot: {type, axis, scale, zero_point, safe}} are their weights, `rounded` the outputs that
-become codes. `kept` {site: reason} are nodes with work that stay float. `origin` says where the samples came from.
+become codes. `kept` {site: reason} are nodes with work that stay as they are. `origin` says whence the samples came.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, k
 from graphopt.passes.quantize._qdq_opsets import why_no_scales
 from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
+from graphopt.passes.quantize._weight_sites import DONE
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, widen_for_bias
 from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
     from graphopt.quantization.ranges import Method
+
+ALREADY = "it is quantized already"
+"""The reason of nodes that are not touched, though they are not float either."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,17 @@ class Planner:
         self.left = select(self.choices.skip, by_site, f"pass {self.name!r}: skip")
         for scope in sites.scopes(self.model):
             for node in scope.graph:
+                site = self.ctx.rewriter.site(node)
+                if node.op_type in DONE:
+                    self.kept[site] = ALREADY
                 if node.op_type not in COMPUTE or node.domain != "":
                     continue
-                site = self.ctx.rewriter.site(node)
                 reason = self._why_not(node, scope.graph)
                 if reason is None:
                     self.chosen[node] = None
                 else:
                     self.kept[site] = reason
-        if self.kept and self.no_scales is not None:
+        if self.no_scales is not None and self.no_scales in self.kept.values():
             self.ctx.note(self.no_scales)
 
     def _why_not(self, node: ir.Node, graph: ir.Graph) -> str | None:
@@ -123,7 +129,7 @@ class Planner:
             return f"its input is {source.dtype if source is not None else 'absent'}, not float32"
         makers = [value.producer() for value in node.inputs if value is not None]
         if any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
-            return "it is quantized already"
+            return ALREADY
         axis = weight_axis(node)
         if const_tensor(source) is not None or axis is None:
             return (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError
+from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
@@ -116,8 +117,7 @@ class QuantizeStatic(PlanPass):
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
         by_site = {ctx.rewriter.site(node): node for node in model.graph}
         values = read(ctx, decisions, by_site)
-        for site, reason in decisions["kept"].items():
-            ctx.remarks.missed(self.name, site, site.rsplit("/", 1)[-1], f"stays float: {reason}")
+        stay = self._say_kept(model, ctx, decisions["kept"])
         if decisions["nodes"]:
             ctx.floats = model.clone()
         work = _Quantization(ctx, values)
@@ -130,8 +130,22 @@ class QuantizeStatic(PlanPass):
         if done:
             ctx.note(
                 f"{done['work']} nodes with work run in {self.weight}, and {done['other']} around them; "
-                f"{len(decisions['kept'])} nodes with work stay float; calibrated on {decisions['origin']}"
+                f"{stay} nodes with work stay float; calibrated on {decisions['origin']}"
             )
+
+    def _say_kept(self, model: ir.Model, ctx: Context, kept: Mapping[str, str]) -> int:
+        """Remark on the nodes that are not quantized; returns how many of them are float."""
+        from graphopt.passes.quantize._static_plan import ALREADY
+
+        ops = {ctx.rewriter.site(node): node.op_type for node in sites.all_nodes(model)}
+        for site, reason in kept.items():
+            ctx.remarks.missed(
+                self.name, site, ops.get(site, ""), reason if reason == ALREADY else f"stays float: {reason}"
+            )
+        done = sum(reason == ALREADY for reason in kept.values())
+        if done:
+            ctx.note(f"{done} nodes with work are quantized already and stay as they are")
+        return len(kept) - done
 
 
 class _Quantization:
