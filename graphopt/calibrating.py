@@ -235,7 +235,8 @@ class Calibrating:
             self.limit = RANDOM_SAMPLES if self.limit is None else self.limit
         if self._samples is None:
             raise GraphoptError(
-                "samples are needed, and only saved statistics are there: give --calibration-data as well"
+                "samples are needed, and only saved statistics are there: give --calibration-data as well; "
+                "statistics alone do for quantize-static with a method of its own, for example method=mse"
             )
         return self._samples
 
