@@ -106,7 +106,8 @@ class _Bisection:
         self.pipeline: Pipeline = plan_pipeline(options, target)
         model, origin = capture(source, options.input_shapes, options.dims)
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
-        self.check = Check(model, origin, options.data, scratch, reload)
+        elsewhere = target is None or not target.is_reference()
+        self.check = Check(model, origin, options.data, scratch, reload, elsewhere=elsewhere)
         self.calibration = open_calibration(options, model, scratch)
         self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, model), scratch)
         self.reasons: dict[int, str] = {}

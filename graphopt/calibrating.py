@@ -217,7 +217,7 @@ class Calibrating:
         """Remarks on the data."""
         record = self.record()
         if record is None:
-            return ["calibration data was given, and no pass asked for it"]
+            return ["the calibration data was not used: no pass needs any, or none found what to use it for"]
         notes = self._samples.remarks(self.limit) if self._samples is not None else []
         if record["samples"] == 1:
             notes.insert(0, "there is one sample only; what is learnt from so little data is a guess")
@@ -237,7 +237,8 @@ class Calibrating:
             self.limit = RANDOM_SAMPLES if self.limit is None else self.limit
         if self._samples is None:
             raise GraphoptError(
-                "samples are needed, and only saved statistics are there: give --calibration-data as well"
+                "samples are needed, and only saved statistics are there: give --calibration-data as well; "
+                "statistics alone do for quantize-static with a method of its own, for example method=mse"
             )
         return self._samples
 

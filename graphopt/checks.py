@@ -83,6 +83,7 @@ class Check:
         data: The user's feeds.
         scratch: A folder for temporary files.
         reload: Captures the source anew; None reads the reference file.
+        elsewhere: What is judged is not made for plain ONNX Runtime on the CPU, which may have no kernel for it.
     """
 
     def __init__(
@@ -92,11 +93,14 @@ class Check:
         data: Path | None,
         scratch: Path,
         reload: Callable[[], ir.Model] | None = None,
+        *,
+        elsewhere: bool = False,
     ) -> None:
         self.scratch = scratch
         self.data = data
         self._is_file = origin is not None
         self._reload = reload
+        self._lacks = _missing_kernel if elsewhere else None
         self._count = 0
         if origin is None:
             self.reference = scratch / "reference.onnx"
@@ -192,11 +196,11 @@ class Check:
             tolerance = max(tolerance, "reassociates", key=ORDER.index)
         untouched = self._reference_model()
         if stretch.start is None:
-            return untouched.judge(end, tolerance, factory)
+            return untouched.judge(end, tolerance, factory, lacks=self._lacks)
         model = load(stretch.start)
         feeds = [case for case in untouched.cases if not case.special] if _same_inputs(model, untouched) else []
         with Reference.open(stretch.start, model, _factory(), data=feeds) as reference:
-            return reference.judge(end, tolerance, factory)
+            return reference.judge(end, tolerance, factory, lacks=self._lacks)
 
     def compare(
         self,
@@ -212,7 +216,7 @@ class Check:
             # Another device rounds differently even where the passes were exact.
             tolerance = max(tolerance, "reassociates", key=ORDER.index)
         noisy = target is not None and target.rounds_operands()
-        report = self._reference_model().judge(candidate, tolerance, factory, noisy=noisy)
+        report = self._reference_model().judge(candidate, tolerance, factory, noisy=noisy, lacks=self._lacks)
         if missing is None or report.status == "failed":
             return report
         on_cpu = "it passed on the CPU" if report.status == "passed" else f"nor checked on the CPU: {report.reason}"
@@ -282,6 +286,12 @@ def _factory() -> RunnerFactory:
     from graphopt.targets.onnxruntime.runner import runner_factory
 
     return runner_factory(time_limit=RUN_SECONDS, memory_limit=RUN_BYTES)
+
+
+def _missing_kernel(error: GraphoptError) -> str | None:
+    from graphopt.targets.onnxruntime.runner import missing_kernel
+
+    return missing_kernel(error)
 
 
 def _runs_on(target: Target | None, settings: Mapping[str, Any] | None) -> RunnerFactory | None:

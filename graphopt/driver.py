@@ -357,7 +357,8 @@ class _Job:
         self.origin, self.data_files = origin, data_files(self.model)
         self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
-        self.check = Check(self.model, origin, options.data, scratch, reload)
+        elsewhere = target is None or not target.is_reference()
+        self.check = Check(self.model, origin, options.data, scratch, reload, elsewhere=elsewhere)
         self.calibration = open_calibration(options, self.model, scratch)
         self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, self.model), scratch)
         self.scratch = scratch

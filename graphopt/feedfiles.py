@@ -139,7 +139,7 @@ def _read_folder(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     for item in protos:
         found = re.fullmatch(r"input_(\d+)\.pb", item.name)
         index = int(found.group(1)) if found else -1
-        name, value = _read_proto(item)
+        name, value = read_proto(item)
         if name not in {spec.name for spec in inputs}:
             if not 0 <= index < len(inputs):
                 raise GraphoptError(f"{item} is for input {index}, the model has {len(inputs)} inputs")
@@ -148,7 +148,12 @@ def _read_folder(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     return feeds
 
 
-def _read_proto(path: Path) -> tuple[str, Any]:
+def read_proto(path: Path) -> tuple[str, Any]:
+    """Name and array of a TensorProto's file.
+
+    Raises:
+        GraphoptError: it is none.
+    """
     from graphopt import ir
 
     try:

@@ -5,6 +5,7 @@ Lives here: their text, and whether a measured value meets one. Not here: measur
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ AGREEMENT = frozenset({"top1", "cosine", "sqnr", "max-abs"})
 ACCURACY = AGREEMENT | {"metric"}
 """Gates that judge what a lossy pass lost."""
 _HIGHER = frozenset({"top1", "cosine", "sqnr"})
+_RANGES = {"top1": (0, 1), "cosine": (-1, 1), "latency": (0, math.inf), "size": (0, math.inf), "max-abs": (0, math.inf)}
+"""What can be measured at all; a limit outside is a slip, such as 98 for 98 %."""
 _TEXT = re.compile(
     r"\s*([A-Za-z][\w-]*)\s*(>=|<=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(x|ms|dB|%|[kMG]?B)?\s*"
 )
@@ -62,7 +65,7 @@ class Gate:
 
     def __str__(self) -> str:
         unit = {"latency": "ms", "size": "B"}.get(self.name, "")
-        return f"{self.name}{self.relation}{self.limit:g}{'x' if self.relative else unit}"
+        return f"{self.name}{self.relation}{self.limit:.12g}{'x' if self.relative else unit}"
 
     def met(self, value: float) -> bool:
         """Whether a value is on the good side; NaN never is."""
@@ -93,9 +96,10 @@ class Outcome:
 
     def __str__(self) -> str:
         unit = "x" if self.gate.relative else {"latency": " ms", "size": " B", "sqnr": " dB"}.get(self.gate.name, "")
-        text = f"{self.gate.name} {self.value:.5g}{unit}"
+        digits = 9 if self.gate.name in ("cosine", "top1") else 5  # what is missing to 1 counts
+        text = f"{self.gate.name} {self.value:.{digits}g}{unit}"
         if self.interval is not None and self.interval.low != self.interval.high:
-            text += f" [{self.interval.low:.5g}, {self.interval.high:.5g}]"
+            text += f" [{self.interval.low:.{digits}g}, {self.interval.high:.{digits}g}]"
         return text + (f" {self.detail}" if self.detail else "")
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +118,8 @@ def parse_gate(text: str) -> Gate:
     """Read one gate.
 
     Raises:
-        GraphoptError: not `name>=limit` or `name<=limit`, an unknown name, or a unit or direction that the name lacks.
+        GraphoptError: not `name>=limit` or `name<=limit`, an unknown name, a unit or direction that the name lacks, or
+            a limit that nothing can reach.
     """
     found = _TEXT.fullmatch(text)
     if found is None:
@@ -138,6 +143,10 @@ def parse_gate(text: str) -> Gate:
     if (name in _HIGHER and relation == "<=") or (name in ("latency", "size", "max-abs") and relation == ">="):
         good = "more" if name in _HIGHER else "less"
         raise GraphoptError(f"gate {text!r}: {good} is better for {name}; write for example {_EXAMPLES[name]}")
+    least, most = _RANGES.get(name, (-math.inf, math.inf))
+    if not least <= limit <= most:
+        there = f"between {least} and {most}" if most < math.inf else f"at least {least}"
+        raise GraphoptError(f"gate {text!r}: {name} is {there}; write for example {_EXAMPLES[name]}")
     return Gate(name, ">=" if relation == ">=" else "<=", limit, unit == "x")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, did_you_mean
-from graphopt.feedfiles import load_feeds
+from graphopt.feedfiles import load_feeds, read_proto
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,9 +138,23 @@ def open_npy(path: Path) -> Column:
     import numpy as np
 
     try:
+        with path.open("rb") as file:
+            if not file.read(8).startswith(b"\x93NUMPY"):  # numpy would take it for a pickle
+                raise GraphoptError(f"{path} is not an .npy file")
         return Column(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:
         raise GraphoptError(f"{path} cannot be read as an .npy array: {_reason(error)}") from None
+
+
+def open_proto(path: Path) -> Column:
+    """The array of a TensorProto's file.
+
+    Raises:
+        GraphoptError: it is none.
+    """
+    import numpy as np
+
+    return Column(np.asarray(read_proto(path)[1]))
 
 
 def pieces_of_path(path: Path, inputs: Sequence[TensorSpec]) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
@@ -166,9 +180,10 @@ def pieces_of_path(path: Path, inputs: Sequence[TensorSpec]) -> Callable[[], Ite
 
 def _pieces_of_folder(path: Path, inputs: Sequence[TensorSpec]) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
     names = {spec.name for spec in inputs}
-    archives, arrays = sorted(path.glob("*.npz")), sorted(path.glob("*.npy"))
-    if archives and arrays:
-        raise GraphoptError(f"{path} holds .npz and .npy files; keep samples of one kind in a folder")
+    archives, arrays, protos = sorted(path.glob("*.npz")), sorted(path.glob("*.npy")), _protos(path)
+    kinds = [kind for kind, found in ((".npz", archives), (".npy", arrays), (".pb", protos)) if found]
+    if len(kinds) > 1:
+        raise GraphoptError(f"{path} holds {' and '.join(kinds)} files; keep samples of one kind in a folder")
     if archives:
         return lambda: ((str(item), open_npz(item)) for item in archives)
     if arrays and names.intersection(item.stem for item in arrays):
@@ -176,18 +191,36 @@ def _pieces_of_folder(path: Path, inputs: Sequence[TensorSpec]) -> Callable[[], 
     if arrays:
         name = _only_input(path, inputs)
         return lambda: ((str(item), {name: open_npy(item)}) for item in arrays)
-    folders = [path] if any(path.glob("input_*.pb")) else [item for item in sorted(path.iterdir()) if item.is_dir()]
+    if protos and not any(map(_is_of_a_set, protos)):
+        name = _only_input(path, inputs)
+        return lambda: ((str(item), {name: open_proto(item)}) for item in protos)
+    folders = [path] if protos else [item for item in sorted(path.iterdir()) if item.is_dir()]
     folders = [item for item in folders if any(item.glob("input_*.pb")) or any(item.glob("*.npy"))]
     if not folders:
         raise GraphoptError(
-            f"{path} has no .npz, .npy or input_<i>.pb files, nor subfolders (test_data_set_0) with any"
+            f"{path} has no .npz, .npy or .pb files, nor subfolders (test_data_set_0) with .npy or input_<i>.pb files"
         )
     return lambda: ((str(item), _feed(item, inputs)) for item in folders)
+
+
+def _protos(path: Path) -> list[Path]:
+    """The .pb files of a folder that may be inputs; ONNX's test data sets have outputs beside them."""
+    return sorted(item for item in path.glob("*.pb") if not item.name.startswith("output_"))
+
+
+def _is_of_a_set(path: Path) -> bool:
+    return path.name.startswith("input_")
 
 
 def _feed(folder: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     import numpy as np
 
+    others = [item.name for item in _protos(folder) if not _is_of_a_set(item)]
+    if others and len(others) < len(_protos(folder)):
+        raise GraphoptError(
+            f"{folder} holds input_<i>.pb, which are the inputs of one feed, and {others[0]}; give each feed a folder "
+            "test_data_set_<n>"
+        )
     return {name: Column(np.asarray(value)) for name, value in load_feeds(folder, inputs).items()}
 
 

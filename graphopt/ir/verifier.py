@@ -1,6 +1,7 @@
 """The structural verifier: the IR rules that every pass must leave intact. Cheap enough to run after each pass.
 
-Checks SSA, scopes and order, names, types of the interface, ops and arity in the opset. Numbers: graphopt/numerics.py.
+Checks SSA, scopes and order, names, types of the interface, ops, arity and types of codes in the opset.
+Numbers: graphopt/numerics.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphopt.errors import VerificationError
-from graphopt.ir import optable, sites
+from graphopt.ir import codetypes, optable, sites
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -133,6 +134,9 @@ class _Verifier:
                 raise VerificationError(f"there is no op {node.op_type!r} in opset {imports['']} (node {site!r})")
             return
         self._arity(node, schema, site)
+        wrong = codetypes.why_invalid(node, imports[""]) if node.domain == "" else None
+        if wrong is not None:
+            raise VerificationError(f"{node.op_type} {site!r}: {wrong}")
 
     def _arity(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
         count = len(node.inputs)

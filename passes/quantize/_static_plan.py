@@ -4,7 +4,7 @@
 
 `values` {name: {type, scale, zero_point}} are float values that become codes. `nodes` {site: {op, constants, rounded}}
 run in int8; `constants` {slot: {type, axis, scale, zero_point, safe}} are their weights, `rounded` the outputs that
-become codes. `kept` {site: reason} are nodes with work that stay float. `origin` says where the samples came from.
+become codes. `kept` {site: reason} are nodes with work that stay as they are. `origin` says whence the samples came.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.passes.quantize._flow import Flow, clipped_range, find_flow
 from graphopt.passes.quantize._kinds import COMPUTE, FIXED_RANGES, data_slots, kind_of, weight_axis
+from graphopt.passes.quantize._qdq_opsets import why_no_scales
 from graphopt.passes.quantize._range_choice import AUTOMATIC, choose_ranges
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weight_codes import refuse_lost
+from graphopt.passes.quantize._weight_sites import DONE
 from graphopt.passes.quantize._weights8 import Ranges, choose_params, codes_of, fit_to_bias
 from graphopt.quantization.affine import QParams, QType, channel_ranges, params_from_range
 from graphopt.quantization.weights import lost_weights
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 _MOST_LOST = 0.8
 """Share of weights that may round to zero beside larger ones. Layers of MobileNetV2, MiniLM and PP-OCRv4 lose up to
 0.29 in int8, 0.71 in int4, and with one scale for all channels 0.74 in int8."""
+ALREADY = "it is quantized already"
+"""The reason of nodes that are not touched, though they are not float either."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Planner:
         self.kept: dict[str, str] = {}
         self.left: set[ir.Node] = set()
         self._scales: dict[ir.Node, QParams] = {}
+        self.no_scales = why_no_scales(ctx.rewriter.opset(""), choices.per_channel)
 
     def go(self) -> dict[str, Any]:
         """All steps."""
@@ -101,14 +106,18 @@ class Planner:
         self.left = select(self.choices.skip, by_site, f"pass {self.name!r}: skip")
         for scope in sites.scopes(self.model):
             for node in scope.graph:
+                site = self.ctx.rewriter.site(node)
+                if node.op_type in DONE:
+                    self.kept[site] = ALREADY
                 if node.op_type not in COMPUTE or node.domain != "":
                     continue
-                site = self.ctx.rewriter.site(node)
                 reason = self._why_not(node, scope.graph)
                 if reason is None:
                     self.chosen[node] = None
                 else:
                     self.kept[site] = reason
+        if self.no_scales is not None and self.no_scales in self.kept.values():
+            self.ctx.note(self.no_scales)
 
     def _why_not(self, node: ir.Node, graph: ir.Graph) -> str | None:
         """Why a node with work stays float; None when it can run in int8."""
@@ -120,12 +129,14 @@ class Planner:
             return "named by skip"
         if graph is not self.graph:
             return "it is in a subgraph or function, whose values cannot be observed"
+        if self.no_scales is not None:
+            return self.no_scales
         source, weights = node.inputs[0], node.inputs[1]
         if source is None or weights is None or source.dtype != ir.DataType.FLOAT:
             return f"its input is {source.dtype if source is not None else 'absent'}, not float32"
         makers = [value.producer() for value in node.inputs if value is not None]
         if any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
-            return "it is quantized already"
+            return ALREADY
         axis = weight_axis(node)
         if const_tensor(source) is not None or axis is None:
             return (

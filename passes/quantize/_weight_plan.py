@@ -8,8 +8,9 @@ Not here: the arithmetic (graphopt.quantization) and the nodes that replace a si
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
@@ -17,16 +18,18 @@ from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
 from graphopt.manager.worklist import Uninteresting
-from graphopt.passes.quantize._weight_sites import ALREADY, DONE, Weight, find_weight
+from graphopt.passes.quantize._weight_sites import ALREADY, DONE, SLOT, Weight, find_weight
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
+    from graphopt.manager.plan_entries import Entry
 
 MATMUL, GATHER, STANDARD = "MatMulNBits", "GatherBlockQuantized", "DequantizeLinear"
 _FORMS = {MATMUL: ("MatMul", "Gemm"), GATHER: ("Gather",), STANDARD: ("MatMul", "Gemm", "Gather", "Conv")}
 GROUPS = (16, 32, 64, 128, 256)
 """What the kernels of MatMulNBits take."""
+TRANSPOSED = "MatMulNBits does not transpose its input"
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "form": tuple(_FORMS),
@@ -37,6 +40,11 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "method": ("rtn", "gptq", "descent"),
     "compute": ("int8", "float"),
 }
+
+
+def _is_one(allowed: tuple[Any, ...], value: Any) -> bool:
+    """Whether it is one of them, with its type: true is no 1."""
+    return any(value == item and type(value) is type(item) for item in allowed)
 
 
 @dataclass(frozen=True)
@@ -59,23 +67,25 @@ class Setting:
     def __post_init__(self) -> None:
         for name, allowed in _VALUES.items():
             given = getattr(self, name)
-            if not any(given == item and type(given) is type(item) for item in allowed):
+            if not _is_one(allowed, given):
                 raise GraphoptError(f"{name}={given!r} is not one of {', '.join(map(str, allowed))}")
 
     @classmethod
-    def from_json(cls, data: Any, site: str) -> Setting:
+    def from_entry(cls, entry: Entry) -> Setting:
         """Read one entry of a plan.
 
         Raises:
             GraphoptError: it is something else.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(data, Mapping) or not set(data) <= set(names):
-            raise GraphoptError(f"the plan's entry for {site!r} wants the keys {', '.join(names)}")
-        try:
-            return cls(**data)
-        except (TypeError, GraphoptError) as error:
-            raise GraphoptError(f"the plan's entry for {site!r}: {error}") from None
+        fields = dataclasses.fields(cls)
+        entry.only(*(field.name for field in fields))
+        given = {}
+        for field in fields:
+            if field.name in entry.data or field.default is dataclasses.MISSING:
+                allowed = _VALUES[field.name]
+                wanted = f"one of {', '.join(map(json.dumps, allowed))}"
+                given[field.name] = entry.get(field.name, wanted, partial(_is_one, allowed))
+        return cls(**given)
 
     def fits(self, op_type: str) -> bool:
         return op_type in _FORMS[self.form]
@@ -167,7 +177,7 @@ def _form(weight: Weight, ctx: Context, wishes: Wishes) -> str:
     own = GATHER if op_type == "Gather" else MATMUL
     reason = ctx.supports(own, "com.microsoft", "UINT8" if own == GATHER else dtype)
     if reason is None and op_type == "Gemm" and _set(weight.node, "transA"):
-        reason = "MatMulNBits does not transpose its input"
+        reason = TRANSPOSED
     if reason is None:
         return own
     if wishes.form == "matmulnbits":
@@ -189,17 +199,36 @@ def _usual_group(form: str, bits: int) -> int:
 def _standard_group(weight: Weight, ctx: Context, wishes: Wishes, group: int) -> int:
     """The group that DequantizeLinear of this opset has; a short one serves as a whole row."""
     opset = ctx.rewriter.opset("", weight.node)
-    needed = 21 if wishes.bits == 4 or weight.node.op_type == "Gather" else 13
-    if weight.tensor.dtype.name != "FLOAT":
-        needed = max(needed, 19)
-    if opset < needed:
-        raise NoMatch(f"DequantizeLinear takes this from opset {needed} on; the model has {opset}")
-    if weight.node.op_type == "Gather" and wishes.bits == 4:
-        raise NoMatch("Gather reads no 4-bit table; bits=8 does")
+    reason = _why_not_standard(weight.node, weight.tensor.dtype.name, opset, wishes.bits, 0)
+    if reason is not None:
+        raise NoMatch(reason)
     reason = ctx.supports(STANDARD, "", integer_type(wishes.bits, wishes.symmetric))
     if reason is not None:
         raise NoMatch(reason)
     return group if opset >= 21 and group < weight.width else 0
+
+
+def _why_not_standard(node: ir.Node, dtype: str, opset: int, bits: int, group: int) -> str | None:
+    """Why DequantizeLinear of this opset does not hold such a weight; None when it does."""
+    needed = 21 if bits == 4 or group or node.op_type == "Gather" else 13
+    if dtype != "FLOAT":
+        needed = max(needed, 19)
+    if opset < needed:
+        return f"DequantizeLinear takes this from opset {needed} on; the model has {opset}"
+    return "Gather reads no 4-bit table; bits=8 does" if node.op_type == "Gather" and bits == 4 else None
+
+
+def why_not(setting: Setting, node: ir.Node, ctx: Context) -> str | None:
+    """Why the setting of an edited plan, whose form fits, cannot be carried out at a node; None when it can."""
+    value = node.inputs[SLOT[node.op_type]]
+    dtype = value.dtype.name if value is not None and value.dtype is not None else "FLOAT"
+    if setting.form != STANDARD:
+        if setting.form == MATMUL and _set(node, "transA"):
+            return TRANSPOSED
+        return ctx.supports(setting.form, "com.microsoft", "UINT8" if setting.form == GATHER else dtype)
+    if node.op_type == "Conv" and setting.group:
+        return f"group is {setting.group}; Conv has one scale per output channel, group 0"
+    return _why_not_standard(node, dtype, ctx.rewriter.opset("", node), setting.bits, setting.group)
 
 
 def integer_type(bits: int, symmetric: bool) -> str:

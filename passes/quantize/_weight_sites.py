@@ -33,7 +33,7 @@ DONE = frozenset(
 )
 """Ops whose weights are quantized already."""
 
-_SLOT = {"MatMul": 1, "Gemm": 1, "Gather": 0, "Conv": 1}
+SLOT = {"MatMul": 1, "Gemm": 1, "Gather": 0, "Conv": 1}
 _RANKS = {"MatMul": "2", "Gemm": "2", "Gather": "2", "Conv": "3 to 5"}
 ALREADY = "its weight is quantized already"
 
@@ -82,7 +82,7 @@ def find_weight(node: ir.Node, ctx: Context) -> Weight:
     """
     if ctx.rewriter.in_function(node):
         raise NoMatch("the body of a function stays as it is; inline-functions opens it")
-    slot = _SLOT[node.op_type]
+    slot = SLOT[node.op_type]
     value = node.inputs[slot] if len(node.inputs) > slot else None
     tensor = const_tensor(value)
     if node.op_type == "Gather" and any(use.node.op_type == "DequantizeLinear" for use in node.outputs[0].uses()):

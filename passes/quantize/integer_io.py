@@ -143,24 +143,22 @@ def _retype_input(graph: ir.Graph, index: int, params: QParams, fresh: Fresh) ->
     codes = ir.Value(name=name, type=ir.TensorType(ir.DataType[params.type.name.upper()]), shape=old.shape)
     old.name = fresh(f"{name}_real")
     graph.inputs[index] = codes
+    for use in list(old.uses()):
+        made = use.node.outputs[0]
+        reads_codes = use.node.op_type == "QuantizeLinear" and use.idx == 0 and _same(_params(use.node), params)
+        if reads_codes and not made.is_graph_output() and use.node.graph is graph:
+            made.replace_all_uses_with(codes)
+            graph.remove(use.node, safe=True)
+    if not old.uses():
+        return
     back = ir.node(
         "DequantizeLinear", [codes, *_constants(graph, name, params, fresh)], name=fresh(f"{name}_dequantize")
     )
-    back.outputs[0].name, back.outputs[0].shape, back.outputs[0].type = (
-        fresh(f"{name}_dequantized"),
-        old.shape,
-        old.type,
-    )
+    real = back.outputs[0]
+    real.name, real.shape, real.type = fresh(f"{name}_dequantized"), old.shape, old.type
     for use in list(old.uses()):
-        if use.node.op_type == "QuantizeLinear" and use.idx == 0 and _same(_params(use.node), params):
-            made = use.node.outputs[0]
-            if not made.is_graph_output():
-                made.replace_all_uses_with(codes)
-                graph.remove(use.node, safe=True)
-                continue
-        use.node.replace_input_with(use.idx, back.outputs[0])
-    if back.outputs[0].uses():
-        graph.insert_before(graph[0], back) if len(graph) else graph.append(back)
+        use.node.replace_input_with(use.idx, real)
+    graph.insert_before(graph[0], back)
 
 
 def _retype_output(graph: ir.Graph, index: int, params: QParams, fresh: Fresh) -> None:

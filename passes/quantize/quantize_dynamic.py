@@ -14,8 +14,10 @@ from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
 from graphopt.manager.plan import PlanPass
+from graphopt.manager.plan_entries import Entry, is_bool
 from graphopt.passes.quantize._dynamic_forms import INTEGER, emit, integer_weight, quantized_input
 from graphopt.passes.quantize._dynamic_lstm import emit_lstm, find_lstm
+from graphopt.passes.quantize._saturation import Saturation, note_unknown, wants_safe
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weight_plan import drop_shared
 from graphopt.passes.quantize._weight_sites import ALREADY, DONE, Weight, find_weight
@@ -36,7 +38,7 @@ class QuantizeDynamic(PlanPass):
         skip: sites, op types or regular expressions of sites that stay in float.
         ranges: `max` spans the largest weight of an output channel, `mse` clips where that lowers the squared error.
         saturation: `safe` makes weights that cannot saturate the 16-bit sums of CPUs without VNNI, `ignore` does not;
-            `auto` asks the target.
+            `auto` asks the target, and is `safe` without one.
 
     Weights are symmetric, with a scale per output channel. ONNX Runtime fuses the group, and the Add of a bias behind
     it, into DynamicQuantizeMatMul, or into MatMulIntegerToFloat where several products read one quantized input. The
@@ -51,10 +53,10 @@ class QuantizeDynamic(PlanPass):
     ops: tuple[Literal["MatMul", "Gemm", "LSTM", "Conv"], ...] = ("MatMul", "Gemm", "LSTM")
     skip: tuple[str, ...] = ()
     ranges: Ranges = "max"
-    saturation: Literal["auto", "safe", "ignore"] = "auto"
+    saturation: Saturation = "auto"
 
     def plan(self, model: ir.Model, ctx: Context) -> Mapping[str, Any]:
-        safe = self.saturation == "safe" or (self.saturation == "auto" and ctx.has_quirk("u8s8-saturates"))
+        safe = wants_safe(self.saturation, ctx)
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
         skip = select(self.skip, there, f"pass {self.name!r}: skip")
         chosen: dict[ir.Node, dict[str, bool]] = {}
@@ -82,19 +84,19 @@ class QuantizeDynamic(PlanPass):
         return {"sites": {ctx.rewriter.site(node): entry for node, entry in chosen.items() if node not in missed}}
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
-        entries = decisions.get("sites")
-        if not isinstance(entries, Mapping):
-            raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: {{safe: bool}}}}}}")
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
-        for site, entry in entries.items():
+        entries = {}
+        for site, entry in Entry(f"the plan of {self.name!r}", decisions).entries("sites"):
             if site not in there or there[site].domain or there[site].op_type not in (*INTEGER, "LSTM"):
                 raise GraphoptError(f"the plan of {self.name!r}: there is no MatMul, Gemm, Conv or LSTM {site!r}")
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("safe"), bool):
-                raise GraphoptError(f"the plan of {self.name!r}: the entry for {site!r} wants {{safe: bool}}")
+            entry.only("safe")
+            entries[site] = entry.get("safe", "true or false", is_bool)
+        if any(entries.values()):
+            note_unknown(self.saturation, ctx)
         work = _Work(ctx, self.ranges)
         for site, node in there.items():
             if site in entries:
-                work.attempt(node, bool(entries[site]["safe"]))
+                work.attempt(node, entries[site])
 
 
 def _find(node: ir.Node, ctx: Context, safe: bool) -> Weight:

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.errors import GraphoptError
+from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import const_array, const_tensor
 from graphopt.ir.rewrite_log import StopRewriting
 from graphopt.manager.plan import PlanPass
 from graphopt.passes.quantize._kinds import data_slots, kind_of
+from graphopt.passes.quantize._qdq_opsets import PER_TENSOR, check_type
+from graphopt.passes.quantize._saturation import Saturation, note_unknown, wants_safe
+from graphopt.passes.quantize._static_entries import read
 from graphopt.passes.quantize._weights8 import Ranges, bias_codes, codes_of
 from graphopt.quantization.affine import INT32, QParams, qtype, quantize, storage
 
@@ -43,7 +47,7 @@ class QuantizeStatic(PlanPass):
         per_channel: one weight scale per output channel.
         power_of_two: scales are powers of two (fixed point).
         saturation: `safe` makes weights that cannot saturate the 16-bit sums of CPUs without VNNI, `ignore` does not;
-            `auto` asks the target.
+            `auto` asks the target, and is `safe` without one.
         skip: sites, op types or regular expressions of nodes that stay float.
         ops: op types with work that are quantized.
 
@@ -64,7 +68,7 @@ class QuantizeStatic(PlanPass):
     symmetric: bool = False
     per_channel: bool = True
     power_of_two: bool = False
-    saturation: Literal["auto", "safe", "ignore"] = "auto"
+    saturation: Saturation = "auto"
     skip: tuple[str, ...] = ()
     ops: tuple[Literal["Conv", "MatMul", "Gemm"], ...] = ("Conv", "MatMul", "Gemm")
 
@@ -79,12 +83,24 @@ class QuantizeStatic(PlanPass):
 
         return Planner(model, ctx, self.choices(ctx), self.name).go()
 
+    def _safe(self, ctx: Context) -> bool:
+        if self.saturation == "auto" and self.weight != "int8":
+            return False
+        return wants_safe(self.saturation, ctx)
+
     def choices(self, ctx: Context) -> Choices:
-        """The options, with what `auto` stands for on the target."""
+        """The options, with what `auto` stands for on the target.
+
+        Raises:
+            GraphoptError: the model's opset has no codes of these types.
+        """
         from graphopt.passes.quantize._static_plan import Choices
         from graphopt.quantization.ranges import parse_method
 
-        saturates = self.saturation == "auto" and ctx.has_quirk("u8s8-saturates") and self.weight == "int8"
+        opset = ctx.rewriter.opset("")
+        if opset >= PER_TENSOR:  # below, nothing is quantized, and every node has that reason
+            check_type(f"pass {self.name!r}: activation={self.activation}", self.activation, opset)
+            check_type(f"pass {self.name!r}: weight={self.weight}", self.weight, opset)
         return Choices(
             activation=qtype(self.activation),
             weight=qtype(self.weight),
@@ -93,32 +109,43 @@ class QuantizeStatic(PlanPass):
             symmetric=self.symmetric,
             per_channel=self.per_channel,
             power_of_two=self.power_of_two,
-            safe=saturates or self.saturation == "safe",
+            safe=self._safe(ctx),
             skip=self.skip,
             ops=self.ops,
         )
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
-        for site, reason in decisions["kept"].items():
-            ctx.remarks.missed(self.name, site, site.rsplit("/", 1)[-1], f"stays float: {reason}")
         by_site = {ctx.rewriter.site(node): node for node in model.graph}
-        for site in decisions["nodes"]:
-            if site not in by_site:
-                raise GraphoptError(
-                    f"the plan of {self.name!r} names no node of this model: {site!r}{did_you_mean(site, by_site)}"
-                )
+        values = read(ctx, decisions, by_site)
+        stay = self._say_kept(model, ctx, decisions["kept"])
         if decisions["nodes"]:
             ctx.floats = model.clone()
-        work = _Quantization(ctx, {name: _params(data) for name, data in decisions["values"].items()})
+        work = _Quantization(ctx, values)
         done: Counter[str] = Counter()
         for site, node in by_site.items():  # in the order of the graph: what is shared is made where it is first read
             if site in decisions["nodes"] and work.attempt(node, decisions["nodes"][site]):
                 done["work" if kind_of(node) == "compute" else "other"] += 1
+        if any(data.get("safe") for node in decisions["nodes"].values() for data in node["constants"].values()):
+            note_unknown(self.saturation, ctx)
         if done:
             ctx.note(
                 f"{done['work']} nodes with work run in {self.weight}, and {done['other']} around them; "
-                f"{len(decisions['kept'])} nodes with work stay float; calibrated on {decisions['origin']}"
+                f"{stay} nodes with work stay float; calibrated on {decisions['origin']}"
             )
+
+    def _say_kept(self, model: ir.Model, ctx: Context, kept: Mapping[str, str]) -> int:
+        """Remark on the nodes that are not quantized; returns how many of them are float."""
+        from graphopt.passes.quantize._static_plan import ALREADY
+
+        ops = {ctx.rewriter.site(node): node.op_type for node in sites.all_nodes(model)}
+        for site, reason in kept.items():
+            ctx.remarks.missed(
+                self.name, site, ops.get(site, ""), reason if reason == ALREADY else f"stays float: {reason}"
+            )
+        done = sum(reason == ALREADY for reason in kept.values())
+        if done:
+            ctx.note(f"{done} nodes with work are quantized already and stay as they are")
+        return len(kept) - done
 
 
 class _Quantization:

@@ -15,11 +15,12 @@ from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.ir.constants import nbytes
 from graphopt.manager.plan import PlanPass
+from graphopt.manager.plan_entries import Entry
 from graphopt.passes.quantize import _weight_forms as forms
 from graphopt.passes.quantize._selectors import select
 from graphopt.passes.quantize._weight_calibrated import Calibrated
 from graphopt.passes.quantize._weight_codes import Quantized, quantize_weight
-from graphopt.passes.quantize._weight_plan import GROUPS, MATMUL, STANDARD, Setting, Wishes, decide
+from graphopt.passes.quantize._weight_plan import GROUPS, MATMUL, STANDARD, Setting, Wishes, decide, why_not
 from graphopt.passes.quantize._weight_sites import OPS, Weight, find_weight
 
 if TYPE_CHECKING:
@@ -90,16 +91,16 @@ class QuantizeWeights(PlanPass):
         return {"sites": {ctx.rewriter.site(node): asdict(setting) for node, setting in chosen.items()}}
 
     def apply(self, model: ir.Model, ctx: Context, decisions: Mapping[str, Any]) -> None:
-        entries = decisions.get("sites")
-        if not isinstance(entries, Mapping):
-            raise GraphoptError(f"the plan of {self.name!r} wants {{sites: {{site: setting}}}}")
         there = {ctx.rewriter.site(node): node for node in sites.all_nodes(model)}
         chosen = {}
-        for site, entry in entries.items():
-            setting = Setting.from_json(entry, site)
+        for site, entry in Entry(f"the plan of {self.name!r}", decisions).entries("sites"):
+            setting = Setting.from_entry(entry)
             node = there.get(site)
             if node is None or node.domain != "" or not setting.fits(node.op_type):
                 raise GraphoptError(f"the plan of {self.name!r}: there is no {site!r} that {setting.form} stands for")
+            reason = why_not(setting, node, ctx)
+            if reason is not None:
+                raise GraphoptError(f"{entry.where}: {reason}")
             chosen[node] = setting
         work = _Work(ctx, {node: chosen[node] for node in there.values() if node in chosen})
         try:

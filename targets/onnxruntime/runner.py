@@ -11,6 +11,7 @@ A crash, hang or out-of-memory of the runtime is one GraphoptError that names it
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,12 @@ def runner_factory(
         return open_runner(path, settings, isolate=isolate, time_limit=time_limit, memory_limit=memory_limit)
 
     return open_for
+
+
+def missing_kernel(error: GraphoptError) -> str | None:
+    """What an error of opening a model says of a node without a kernel; None for any other error."""
+    found = re.search(r"Could not find an implementation for .*", str(error))
+    return found.group() if found is not None else None
 
 
 class _Base(Runner):

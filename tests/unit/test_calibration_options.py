@@ -107,7 +107,7 @@ def test_the_manifest_says_what_was_used(model: Path, data: Path, tmp_path: Path
     assert "the samples are random" in str(made.report["remarks"])
     unused = compile(model, output=tmp_path / "unused", options=Options(passes="dce", calibration_data=data))
     assert "calibration" not in unused.manifest
-    assert "no pass asked for it" in str(unused.report["remarks"])
+    assert "the calibration data was not used" in str(unused.report["remarks"])
 
 
 @pytest.mark.parametrize(
@@ -167,3 +167,14 @@ def test_sizes_of_memory() -> None:
     for text in ("", "M", "two", "-1G", "0", "1T"):
         with pytest.raises(GraphoptError, match="wants a number of bytes, for example 512M"):
             parse_bytes(text)
+
+
+def test_saved_statistics_alone_do_for_a_method_of_its_own(model: Path, data: Path, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    spec = "quantize-static{saturation=ignore}"
+    optimize(model, options=Options(passes=spec, calibration_data=data, save_calibration=stats, numerics="off"))
+    with pytest.raises(GraphoptError, match="give --calibration-data as well; .* for example method=mse"):
+        optimize(model, options=Options(passes=spec, calibration=stats, numerics="off"))
+    for method in ("minmax", "moving-average", "sigma", "percentile", "entropy", "mse"):
+        options = Options(passes=f"quantize-static{{method={method}}}", calibration=stats, numerics="off")
+        assert optimize(model, options=options).run.effects()["quantize-static"]

@@ -26,6 +26,8 @@ from graphopt.quantization.metrics import Interval
         ("cosine>=0.999", Gate("cosine", ">=", 0.999, False)),
         ("sqnr>=20dB", Gate("sqnr", ">=", 20.0, False)),
         ("max_abs<=1e-2", Gate("max-abs", "<=", 0.01, False)),
+        ("cosine>=0.9999999", Gate("cosine", ">=", 0.9999999, False)),
+        ("size<=1234567B", Gate("size", "<=", 1234567, False)),
     ],
 )
 def test_text(text: str, gate: Gate) -> None:
@@ -46,12 +48,23 @@ def test_text(text: str, gate: Gate) -> None:
         ("latency>=1x", "less is better for latency"),
         ("cosine<=0.9", "more is better for cosine"),
         ("size<=3ms", "cannot be given in 'ms'"),
+        ("top1>=2", "top1 is between 0 and 1; write for example top1>=0.98"),
+        ("top1>=120%", "top1 is between 0 and 1"),
+        ("cosine>=1.01", "cosine is between -1 and 1; write for example cosine>=0.999"),
+        ("latency<=-1x", "latency is at least 0"),
+        ("max-abs<=-1", "max-abs is at least 0"),
     ],
 )
 def test_text_that_is_no_gate(text: str, message: str) -> None:
     with pytest.raises(GraphoptError, match=message) as caught:
         parse_gate(text)
     assert caught.value.exit_code == 2
+
+
+def test_what_is_missing_to_one_is_shown() -> None:
+    gate = parse_gate("cosine>=0.9999999")
+    with pytest.raises(GateError, match=r"cosine>=0\.9999999 is not met: nearest is cosine 0\.99999985"):
+        require([Outcome(gate, 0.99999985)])
 
 
 def test_several_in_one_text() -> None:

@@ -56,6 +56,7 @@ def test_codes_take_the_place_of_floats(tmp_path: Path, run_model: Any) -> None:
     ops = [node.op_type for node in model.graph]
     # The first convolution reads the codes as they come, the last product gives codes.
     assert ops.count("QLinearConv") == ops.count("QLinearMatMul") == 1 and "Conv" not in ops and "MatMul" not in ops
+    assert not [name for name, value in model.graph.initializers.items() if not value.uses()]
     codes = read_codes(model)
     assert set(codes) == {"x", "y"}
     assert {remark.site for remark in ctx.remarks if remark.pass_name == "integer-io"} == {"x", "y"}
@@ -88,6 +89,12 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     model, ctx = made(f"{STATIC},integer-io,integer-io", tmp_path)
     assert len([remark for remark in ctx.remarks if remark.pass_name == "integer-io"]) == 2
     assert len(read_codes(model)) == 2
+
+
+@pytest.mark.parametrize("before", [f"{STATIC},", ""])
+def test_no_constant_is_left_behind(tmp_path: Path, before: str) -> None:
+    model, _ = made(f"{before}integer-io", tmp_path)
+    assert not [name for name, value in model.graph.initializers.items() if not value.uses()]
 
 
 def test_the_loss_is_measured_and_gates_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_a_padded_conv(run_model: Any) -> None:
 
 
 def test_weights_cannot_saturate_where_the_target_would() -> None:
-    for target, safe in (("cpu{isa=avx2}", True), ("cpu{isa=avx512vnni}", False), (None, False)):
+    for target, safe in (("cpu{isa=avx2}", True), ("cpu{isa=avx512vnni}", False), (None, True)):
         wide = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
         wide[10:12] = 4  # neighbours of one sign at the end of the range
         model = model_of(NET, weights={"q": wide, "k": wide})
@@ -110,6 +110,8 @@ def test_weights_cannot_saturate_where_the_target_would() -> None:
         assert {entry["safe"] for entry in plan.decisions["sites"].values()} == {safe}
         tensor = model.graph.initializers["q_codes"].const_value
         assert is_safe(tensor.numpy()) is safe
+        notes = [r.reason for r in ctx.remarks if r.status == "note"]
+        assert any("no target is set" in note for note in notes) is (target is None)
 
 
 def test_second_run_changes_nothing() -> None:
@@ -142,8 +144,11 @@ def test_plan_is_data_and_can_be_edited() -> None:
     [
         ({"sites": {"Gone": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Gone'"),
         ({"sites": {"Relu_0": {"safe": True}}}, "there is no MatMul, Gemm, Conv or LSTM 'Relu_0'"),
-        ({"sites": {"Gemm_0": {}}}, "the entry for 'Gemm_0' wants {safe: bool}"),
-        ({}, "wants {sites"),
+        ({"sites": {"Gemm_0": {}}}, "sites: 'Gemm_0': has no safe; true or false is wanted"),
+        ({"sites": {"Gemm_0": {"safe": 1}}}, "sites: 'Gemm_0': safe is 1; true or false is wanted"),
+        ({"sites": {"Gemm_0": {"safe": True, "ops": []}}}, "sites: 'Gemm_0': there is no 'ops'; known: safe"),
+        ({"sites": []}, "sites is a list of 0; an object is wanted"),
+        ({}, "has no sites; an object is wanted"),
     ],
 )
 def test_mistakes_in_a_plan_are_one_clear_line(decisions: dict[str, Any], message: str) -> None:

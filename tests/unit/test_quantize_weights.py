@@ -153,10 +153,11 @@ def test_plan_is_data_and_can_be_edited(run_model: Any) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"Gone": {}}, "the plan's entry for 'Gone'"),
-        ({"MatMul_0": {"bits": 3}}, "bits=3 is not one of 4, 8"),
-        ({"MatMul_0": {"group": 48}}, "group=48 is not one of 0, 16, 32"),
-        ({"MatMul_0": {"bitz": 4}}, "wants the keys form, bits, group"),
+        ({"Gone": {}}, "sites: 'Gone': has no form"),
+        ({"MatMul_0": {"bits": 3}}, "sites: 'MatMul_0': bits is 3; one of 4, 8 is wanted"),
+        ({"MatMul_0": {"group": 48}}, "sites: 'MatMul_0': group is 48; one of 0, 16, 32"),
+        ({"MatMul_0": {"symmetric": 1}}, "sites: 'MatMul_0': symmetric is 1; one of false, true is wanted"),
+        ({"MatMul_0": {"bitz": 4}}, "sites: 'MatMul_0': there is no 'bitz'; known: form, bits, group"),
         ({"Relu_0": "as MatMul_0"}, "there is no 'Relu_0' that MatMulNBits stands for"),
         ({"Gather_0": "as MatMul_0"}, "there is no 'Gather_0' that MatMulNBits stands for"),
     ],
@@ -168,6 +169,43 @@ def test_mistakes_in_a_plan_are_one_clear_line(entry: dict[str, Any], message: s
     edited = {site: usual if isinstance(change, str) else {**usual, **change} if change else {}}
     with pytest.raises(GraphoptError, match=message):
         quantize(model_of(NET), plans=[Plan(plan.name, plan.spec, plan.model, {"sites": edited})])
+
+
+@pytest.mark.parametrize(
+    ("opset", "site", "change", "message"),
+    [
+        (17, "m", {"bits": 4}, "'m': DequantizeLinear takes this from opset 21 on; the model has 17"),
+        (17, "m", {"group": 16}, "'m': DequantizeLinear takes this from opset 21 on; the model has 17"),
+        (21, "c", {"group": 16}, "'c': group is 16; Conv has one scale per output channel"),
+        (21, "e", {"bits": 4}, "'e': Gather reads no 4-bit table"),
+        (21, "d", {"form": "MatMulNBits"}, "'d': MatMulNBits does not transpose its input"),
+        (21, "m", {"form": "MatMulNBits"}, "'m': no target is set"),
+    ],
+)
+def test_a_plan_asks_for_nothing_that_the_model_cannot_hold(
+    opset: int, site: str, change: dict[str, Any], message: str
+) -> None:
+    def make() -> Any:
+        model = model_of(
+            """g (float[48, N] x, int64[N] i, float[1, 48, 4, 4] p)
+              => (float[N, 5] y, float[N, 40] t, float[1, 8, 4, 4] o)
+            <float[48, 40] w, float[40, 5] v, float[100, 40] table, float[8, 48, 1, 1] k> {
+              d = Gemm <transA = 1> (x, w)
+              y = MatMul (d, v)
+              t = Gather (table, i)
+              o = Conv (p, k) }""",
+            opset,
+        )
+        for node, name in zip(model.graph, ("d", "m", "e", "c"), strict=True):
+            node.name = name
+        return model
+
+    options = "ops=[MatMul Gemm Gather Conv] form=dequantize"
+    (plan,) = quantize(make(), options, target=None).plans.made
+    setting = {"form": "DequantizeLinear", "bits": 8, "group": 0, "symmetric": True, **change}
+    edited = Plan(plan.name, plan.spec, plan.model, {"sites": {site: setting}})
+    with pytest.raises(GraphoptError, match=message):
+        quantize(make(), options, target=None, plans=[edited])
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,49 @@ def test_test_data_sets(tmp_path: Path) -> None:
     assert shapes(open_samples(tmp_path / "test_data_set_1", [X])) == [(2, 3)]
 
 
+def proto(path: Path, array: Any, name: str = "") -> None:
+    import onnx
+
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(onnx.numpy_helper.from_array(array, name).SerializeToString())
+
+
+def test_protos_of_one_input_are_samples(tmp_path: Path) -> None:
+    for index in range(3):
+        proto(tmp_path / f"s{index}.pb", rows(2) + index)
+    proto(tmp_path / "output_0.pb", rows(2))
+    samples = open_samples(tmp_path, [X])
+    assert shapes(samples) == [(6, 3)]
+    want = np.concatenate([rows(2) + index for index in range(3)])
+    np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in samples.batches()]), want)
+    with pytest.raises(GraphoptError, match=r"does not say which of the inputs \(x, mask\)"):
+        open_samples(tmp_path, [X, MASK])
+
+
+@pytest.mark.parametrize("folder", [".", "test_data_set_0"])
+def test_no_proto_is_left_out_in_silence(tmp_path: Path, folder: str) -> None:
+    proto(tmp_path / folder / "input_0.pb", rows(2))
+    proto(tmp_path / folder / "output_0.pb", rows(2))
+    assert shapes(open_samples(tmp_path, [X])) == [(2, 3)]
+    proto(tmp_path / folder / "sample1.pb", rows(2))
+    with pytest.raises(GraphoptError, match=r"holds input_<i>\.pb, which are the inputs of one feed, and sample1\.pb"):
+        shapes(open_samples(tmp_path, [X]))
+
+
+def test_protos_beside_arrays_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows(2))
+    proto(tmp_path / "input_0.pb", rows(2))
+    with pytest.raises(GraphoptError, match=r"holds \.npy and \.pb files; keep samples of one kind in a folder"):
+        open_samples(tmp_path, [X])
+
+
+def test_what_is_no_array_is_told_without_numpys_advice(tmp_path: Path) -> None:
+    for data in (b"garbage", b""):
+        (tmp_path / "x.npy").write_bytes(data)
+        with pytest.raises(GraphoptError, match=r"x\.npy is not an \.npy file$"):
+            shapes(open_samples(tmp_path / "x.npy", [X]))
+
+
 def test_pieces_of_different_shapes_are_not_joined(tmp_path: Path) -> None:
     words = TensorSpec("x", "tensor(float)", ("N", "L"))
     for index, length in enumerate((4, 4, 6)):
@@ -206,7 +249,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(GraphoptError, match=message):
             open_samples(tmp_path / name, [X])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GraphoptError, match="has no .npz, .npy or input"):
+    with pytest.raises(GraphoptError, match="has no .npz, .npy or .pb files"):
         open_samples(tmp_path / "empty", [X])
 
 

@@ -42,7 +42,7 @@ def net() -> Any:
 def searched(sqnr: float, folder: Path) -> tuple[Any, Context]:
     model = net()
     ctx = Context(model, calibration=Calibrating(model, [FEEDS], folder))
-    run(model, parse(f"search-precision{{sqnr={sqnr} method=minmax}}"), ctx)
+    run(model, parse(f"search-precision{{sqnr={sqnr} method=minmax saturation=ignore}}"), ctx)
     return model, ctx
 
 
@@ -103,7 +103,7 @@ def timer(floats: dict[str, float], ints: dict[str, float], border: float = 0.0)
 def timed(options: str, folder: Path, given: Any, plans: Any = ()) -> Context:
     model = net()
     ctx = Context(model, calibration=Calibrating(model, [FEEDS], folder), timer=given, plans=plans)
-    run(model, parse(f"search-precision{{method=minmax {options}}}"), ctx)
+    run(model, parse(f"search-precision{{method=minmax saturation=ignore {options}}}"), ctx)
     return ctx
 
 
