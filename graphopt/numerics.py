@@ -191,6 +191,30 @@ def judge(
     )
 
 
+def comparable(expected: Any, excused: np.ndarray | None = None) -> int:
+    """How many elements of an output can tell a right result from a wrong one.
+
+    NaN and infinities cannot: they swallow what is computed from them. Text, codes, maps and absent optionals can.
+
+    Args:
+        expected: the reference's output, as for `judge`.
+        excused: elements that are not compared, as for `judge`.
+    """
+    import numpy as np
+
+    if expected is None:
+        return 1
+    if isinstance(expected, list):
+        return sum(comparable(item) for item in expected)
+    if isinstance(expected, dict):
+        return len(expected)
+    array = np.asarray(expected)
+    if array.dtype.kind in "OUSTbiu":
+        return array.size
+    finite = np.isfinite(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+    return int(np.count_nonzero(finite if excused is None else finite & ~excused))
+
+
 def limit(dtype: np.dtype, tolerance: ToleranceClass, floor: float) -> float:
     """The largest absolute difference that a tolerance class allows for a noise floor."""
     rule = TOLERANCES[tolerance]
