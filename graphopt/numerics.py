@@ -171,7 +171,7 @@ def judge(
         if not len(unequal):
             return _same(name, case)
         index = tuple(int(item) for item in unequal[0])
-        return _differs(name, case, str(expected[index]), str(got[index]), index)
+        return _differs(name, case, _short(expected[index]), _short(got[index]), index)
     difference = distance(expected, got, strict=TOLERANCES[tolerance].floors == 0)
     if excused is not None:
         difference = np.where(excused, 0.0, difference)
@@ -299,6 +299,11 @@ def _judge_nested(
 
 def _same(name: str, case: str) -> OutputError:
     return OutputError(name, 0.0, 0.0, 0.0, 0.0, case=case)
+
+
+def _short(text: Any) -> str:
+    whole = str(text)
+    return whole if len(whole) <= 80 else f"{whole[:77]}..."
 
 
 def _differs(name: str, case: str, expected: str, got: str, index: tuple[int, ...] = ()) -> OutputError:

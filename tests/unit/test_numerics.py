@@ -107,6 +107,8 @@ def test_judge_by_kind() -> None:
     assert not judge("y", np.zeros(2, np.float32), np.zeros(2, np.float64), "reassociates", 1.0).within
     assert not judge("y", np.zeros(2), np.zeros(3), "reassociates", 1.0).within
     assert not judge("y", np.array(["a"], object), np.array(["b"], object), "reassociates", 1.0).within
+    long = judge("y", np.array(["a" * 10**6], object), np.array(["b"], object), "exact")
+    assert not long.within and long.got == "b" and len(long.expected) == 80
     big = np.array([2**62], np.int64)
     assert not judge("y", big, big + 1, "exact").within  # doubles cannot tell these two apart
     assert judge("y", np.array([3], np.uint8), np.array([4], np.uint8), "reassociates").within
