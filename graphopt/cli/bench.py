@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op; without it each model's own setting.")
 @click.option("--duration", default=3.0, show_default=True, help="Seconds of measuring per model.")
 @click.option("--warmup", default=3, show_default=True, help="Runs before anything counts.")
+@common.time_limit_option
 @common.remote_options
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -37,6 +38,7 @@ def command(
     threads: int | None,
     duration: float,
     warmup: int,
+    time_limit: float | None,
     remote: str | None,
     key: str | None,
     as_json: bool,
@@ -49,7 +51,7 @@ def command(
     from graphopt.tuning import parse_remote
 
     where = parse_remote(remote, key)
-    chosen = [item for model in models for item in runnables(model, target)]
+    chosen = [item for model in models for item in runnables(model, target, time_limit)]
     labels = _labels(chosen)
     by_label = dict(zip(labels, chosen, strict=True))
     changes: dict[str, Any] = {"force_spinning_stop": True, **({"threads": threads} if threads else {})}
