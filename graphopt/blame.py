@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.calibrating import open_calibration
-from graphopt.checks import RUN_BYTES, RUN_SECONDS, Check, Numbers, loosest
+from graphopt.checks import Check, Numbers, loosest
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
@@ -27,6 +27,7 @@ from graphopt.manager.pipeline import Pipeline
 from graphopt.manager.registry import make_target
 from graphopt.manager.runner import RunResult, run
 from graphopt.sitetimer import SiteTimer
+from graphopt.target import RUN_BYTES, RUN_SECONDS
 
 if TYPE_CHECKING:
     from graphopt.numerics import NumericsReport, ToleranceClass

@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.checks import RUN_BYTES, RUN_SECONDS
 from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.feeds import bindings_of
 from graphopt.frontends.onnx import file_hash
@@ -25,6 +24,7 @@ from graphopt.progress import Progress
 from graphopt.quantization.statistics import Statistics, TensorStats
 from graphopt.samples import BATCH, RANDOM, Samples, inputs_of, open_samples, random_samples
 from graphopt.steady import channels_of
+from graphopt.target import RUN_BYTES, RUN_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,6 +18,7 @@ from graphopt.ir.hash import structural_hash
 from graphopt.ir.writer import write
 from graphopt.manager.registry import get
 from graphopt.stretches import ORDER, Stretch, Stretches, join
+from graphopt.target import RUN_BYTES, RUN_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 _INVALID = ("bound to different types", "does not match expected type", "[ShapeInferenceError]", "[TypeInferenceError]")
 """ONNX Runtime's words, while it loads, for a model that is at fault: it contradicts itself."""
-RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
-"""Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def judge(
         if not len(unequal):
             return _same(name, case)
         index = tuple(int(item) for item in unequal[0])
-        return _differs(name, case, str(expected[index]), str(got[index]), index)
+        return _differs(name, case, _short(expected[index]), _short(got[index]), index)
     difference = distance(expected, got, strict=TOLERANCES[tolerance].floors == 0)
     if excused is not None:
         difference = np.where(excused, 0.0, difference)
@@ -189,6 +189,30 @@ def judge(
         got=str(got[worst]),
         case=case,
     )
+
+
+def comparable(expected: Any, excused: np.ndarray | None = None) -> int:
+    """How many elements of an output can tell a right result from a wrong one.
+
+    NaN and infinities cannot: they swallow what is computed from them. Text, codes, maps and absent optionals can.
+
+    Args:
+        expected: the reference's output, as for `judge`.
+        excused: elements that are not compared, as for `judge`.
+    """
+    import numpy as np
+
+    if expected is None:
+        return 1
+    if isinstance(expected, list):
+        return sum(comparable(item) for item in expected)
+    if isinstance(expected, dict):
+        return len(expected)
+    array = np.asarray(expected)
+    if array.dtype.kind in "OUSTbiu":
+        return array.size
+    finite = np.isfinite(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+    return int(np.count_nonzero(finite if excused is None else finite & ~excused))
 
 
 def limit(dtype: np.dtype, tolerance: ToleranceClass, floor: float) -> float:
@@ -275,6 +299,11 @@ def _judge_nested(
 
 def _same(name: str, case: str) -> OutputError:
     return OutputError(name, 0.0, 0.0, 0.0, 0.0, case=case)
+
+
+def _short(text: Any) -> str:
+    whole = str(text)
+    return whole if len(whole) <= 80 else f"{whole[:77]}..."
 
 
 def _differs(name: str, case: str, expected: str, got: str, index: tuple[int, ...] = ()) -> OutputError:

@@ -22,6 +22,7 @@ from graphopt.numerics import (
     RunnerFactory,
     RunSetting,
     ToleranceClass,
+    comparable,
     distance,
     judge,
     magnitude,
@@ -59,6 +60,7 @@ class Reference:
         self._factory = factory
         self._random = random_outputs(model)
         self._floats = _float_ends(model)
+        self._empty = _empty_outputs(model)
         self._plain: Results = []
         self._others: list[Results] | None = None
 
@@ -206,6 +208,7 @@ class Reference:
         worst: dict[str, OutputError] = {}
         notes: list[str] = []
         told: set[str] = set()  # outputs that some feeds are a fair test of
+        seen: set[str] = set(self._empty)  # outputs of which some element was compared
         for index, case in enumerate(self.cases):
             for name, expected in self._plain[index].items():
                 if name in self._random or (case.special and not judged):
@@ -215,6 +218,8 @@ class Reference:
                 error = judge(name, expected, results[index][name], tolerance, floor, case=case.label, excused=excused)
                 if name not in worst or _badness(error) > _badness(worst[name]):
                     worst[name] = error
+                if not case.special and comparable(expected, excused):
+                    seen.add(name)
                 if case.special or tolerance != "reassociates":
                     continue
                 ill = _ill_conditioned(name, expected, floor, case.label)
@@ -236,6 +241,9 @@ class Reference:
             )
             return NumericsReport("not-checked", tolerance, reason, errors, labels, tuple(notes))
         failed = [error for error in errors if not error.within]
+        unseen = sorted(name for name in worst if name not in seen)
+        if not failed and unseen:
+            return NumericsReport("not-checked", tolerance, _unseen(unseen), errors, labels, tuple(notes))
         blind = sorted(name for name in worst if name not in told) if tolerance == "reassociates" else []
         if not failed and blind:
             reason = (
@@ -330,6 +338,19 @@ def _float_ends(model: ir.Model) -> frozenset[str]:
 
     ends = (*model.graph.inputs, *model.graph.outputs)
     return frozenset(str(value.name) for value in ends if value.type == ir.TensorType(ir.DataType.FLOAT))
+
+
+def _empty_outputs(model: ir.Model) -> frozenset[str]:
+    """Names of the graph outputs that have no elements by their declared shape."""
+    return frozenset(str(value.name) for value in model.graph.outputs if value.shape is not None and 0 in value.shape)
+
+
+def _unseen(names: Sequence[str]) -> str:
+    quoted = ", ".join(repr(name) for name in names)
+    return (
+        f"no finite element of output{'s' if len(names) > 1 else ''} {quoted} was compared: "
+        "all feeds leave nothing there but NaN and infinities, or no element; give --data with other inputs"
+    )
 
 
 def random_outputs(model: ir.Model) -> frozenset[str]:

@@ -18,11 +18,13 @@ from graphopt.ir.writer import write
 from graphopt.manager.context import Context
 from graphopt.manager.instruments import Instruments
 from graphopt.manager.pipeline import Pipeline
+from graphopt.manager.registry import get, loaded_from
 from graphopt.manager.runner import run
 
 if TYPE_CHECKING:
     from graphopt.checks import Check
     from graphopt.driver import Options
+    from graphopt.manager.context import Capabilities
 
 
 def write_repro(
@@ -64,7 +66,8 @@ def write_repro(
             target = Path(scratch) / "repro"
             target.mkdir()
             write(model, target / "model.onnx")
-            (target / "repro.json").write_text(_description(name, pipeline, error, options), encoding="utf-8")
+            text = _description(name, pipeline, error, options, failed.target)
+            (target / "repro.json").write_text(text, encoding="utf-8")
             target.replace(folder)
     except (GraphoptError, OSError):
         return None  # the first error is the one to report
@@ -77,11 +80,11 @@ def _is_last_stretch(ctx: Context, number: int) -> bool:
     return all(rewrite.pass_name == ctx.pass_name for rewrite in rewrites[number - 1 :])
 
 
-def _description(name: str, pipeline: Pipeline, error: GraphoptError, options: Options) -> str:
+def _description(
+    name: str, pipeline: Pipeline, error: GraphoptError, options: Options, target: Capabilities | None
+) -> str:
     from graphopt.environment import versions
 
-    samples = options.calibration_data if isinstance(options.calibration_data, str | Path) else None
-    more = "" if samples is None else f" --calibration-data {shlex.quote(str(samples))}"
     item = next((str(item) for item in pipeline.passes() if item.name == name), name)
     return (
         json.dumps(
@@ -89,13 +92,36 @@ def _description(name: str, pipeline: Pipeline, error: GraphoptError, options: O
                 "command": shlex.join(["graphopt", *sys.argv[1:]]),
                 "error": str(error),
                 "pass": item,
-                "replay": f"graphopt opt model.onnx -p {shlex.quote(item)}{more}",
+                "replay": shlex.join(["graphopt", "opt", "model.onnx", "-p", item, *_flags(name, target, options)]),
                 "versions": versions(),
             },
             indent=1,
         )
         + "\n"
     )
+
+
+def _flags(name: str, target: Capabilities | None, options: Options) -> list[str]:
+    """What the pass depends on besides the model, which has its sizes bound; usable from any folder."""
+    file = loaded_from(get(name))
+    samples = options.calibration_data if isinstance(options.calibration_data, str | Path) else None
+    given = {
+        "--load": file,
+        "--target": target,
+        "--max-growth": options.max_growth if options.max_growth != 1.1 else None,
+        "--calibration-data": None if samples is None else _from_anywhere(str(samples)),
+        "--calibration-samples": options.calibration_samples,
+        "--calibration": None if options.calibration is None else options.calibration.absolute(),
+        "--numerics": options.numerics if options.numerics != "end" else None,
+        "--verify": options.verify if options.verify != "each" else None,
+    }
+    return [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
+
+
+def _from_anywhere(samples: str) -> str:
+    """Calibration data with an absolute path; `random` and `module:function` have none."""
+    path, colon, function = samples.partition(":")
+    return f"{Path(path).absolute()}{colon}{function}" if samples != "random" and Path(path).exists() else samples
 
 
 def _free(folder: Path) -> Path:

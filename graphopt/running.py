@@ -22,12 +22,14 @@ class Runnable:
 
     Attributes:
         model: the ONNX file behind `path`; None where `path` is one.
+        time_limit: seconds that loading and each request may take; None for the target's own limit.
     """
 
     path: Path
     target: Target
     settings: dict[str, Any]
     model: Path | None = None
+    time_limit: float | None = None
 
     @property
     def graph(self) -> Path:
@@ -38,15 +40,19 @@ class Runnable:
         """Open it in a process of its own; `changes` replace single session settings (threads, spinning, ...).
 
         Raises:
+            RuntimeDied: the runtime crashes on the model, or takes longer than the limit.
             GraphoptError: the target cannot run here, or the runtime refuses the model.
         """
         reason = self.target.available()
         if reason is not None:
             raise GraphoptError(f"{self.path} cannot be run here: {reason}")
-        return self.target.load(self.path, {**self.settings, **changes} or None)
+        settings = {**self.settings, **changes} or None
+        if self.time_limit is None:
+            return self.target.load(self.path, settings)
+        return self.target.load(self.path, settings, time_limit=self.time_limit)
 
     def open_at(self, place: Place | None, **changes: Any) -> Runner:
-        """Open it on a machine elsewhere, or here where that is None.
+        """Open it on a machine elsewhere, which has limits of its own, or here where that is None.
 
         Raises:
             GraphoptError: as for `open`.
@@ -62,12 +68,13 @@ class Runnable:
         return float_facing(self.graph, self.open(**changes))
 
 
-def runnable(source: str | Path, target: str | None = None) -> Runnable:
+def runnable(source: str | Path, target: str | None = None, time_limit: float | None = None) -> Runnable:
     """What to open for a path.
 
     Args:
         source: ONNX file or artifact folder.
         target: How to run a plain file (default "cpu"); an artifact knows its own.
+        time_limit: As in `Runnable`.
 
     Raises:
         GraphoptError: no such file, a broken artifact, or a target for an artifact of another one.
@@ -77,20 +84,20 @@ def runnable(source: str | Path, target: str | None = None) -> Runnable:
         raise GraphoptError(f"{path}: there is no such file or artifact")
     if not path.is_dir():
         chosen = make_target(target or "cpu")
-        return Runnable(path, chosen, chosen.settings())
+        return Runnable(path, chosen, chosen.settings(), time_limit=time_limit)
     artifact = artifacts.load(path)
     own = make_target(artifact.manifest["target"])
     if target is not None and make_target(target) != own:
         raise GraphoptError(f"{path} was compiled for {str(own)!r}, not {target!r}; compile it again for that target")
-    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]), artifact.model)
+    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]), artifact.model, time_limit)
 
 
-def runnables(source: str | Path, target: str | None = None) -> list[Runnable]:
+def runnables(source: str | Path, target: str | None = None, time_limit: float | None = None) -> list[Runnable]:
     """As `runnable`, but one for each candidate of a target that stands for several."""
     if target is None or Path(source).is_dir():
-        return [runnable(source, target)]
+        return [runnable(source, target, time_limit)]
     texts = [texts[-1] for texts in make_target(target).candidates()] or [target]
-    return [runnable(source, text) for text in texts]
+    return [runnable(source, text, time_limit) for text in texts]
 
 
 def feeds_for(model: ir.Model, runner: Runner, data: Path | None, seed: int = 0) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a model; the same interface serves numerics, calibration and timing.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,27 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, Any]
     Arrays = dict[str, np.ndarray]
+
+
+RUN_SECONDS, RUN_BYTES = 600.0, 16 << 30
+"""Limits of the child processes that run a model: seconds per request, bytes of anonymous memory."""
+
+
+def run_bytes(folder: Path) -> int:
+    """What running a model from `folder` may take where the runtime copies weights into layouts of its own.
+
+    `RUN_BYTES` and twice the files there, or three quarters of the machine's memory where that is more.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(RUN_BYTES + 2 * bytes_in(folder), machine - machine // 4)
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of the files in a folder, an upper bound of the weights there; 0 for one that may not be listed."""
+    try:
+        return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -229,8 +251,18 @@ class Target(ABC):
         return {}
 
     @abstractmethod
-    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
-        """Open a compiled main file (or any ONNX file) for running."""
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None, *, time_limit: float = RUN_SECONDS) -> Runner:
+        """Open a compiled main file (or any ONNX file) for running.
+
+        Args:
+            path: the file.
+            settings: how; None for the target's own.
+            time_limit: seconds that loading and each request may take.
+
+        Raises:
+            RuntimeDied: loading it crashes or takes longer.
+            GraphoptError: it does not run here, or the runtime refuses it.
+        """
 
     def remote(self, remote: Remote) -> Place:
         """Borrow a machine elsewhere that runs what this target compiled.

@@ -105,7 +105,7 @@ class Child:
             self.close()
             raise RanTooLong(
                 f"{doing} {self._subject} took over {limit:g} s and was stopped; "
-                "raise the time limit or use smaller feeds"
+                "raise the time limit (run, bench: --time-limit) or use smaller feeds"
             ) from None
         if "error" in reply:
             raise GraphoptError(self._explain(reply["error"]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis.shape_attrs import attr_int, optional_input
 from graphopt.ir.constants import const_tensor, nbytes
-from graphopt.ir.sites import subgraphs
+from graphopt.ir.sites import callees_first, subgraphs
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -50,6 +50,7 @@ class Sizes:
     def __init__(self, shapes: Shapes, bindings: Mapping[str, int] | None = None) -> None:
         self.shapes = shapes
         self.bindings = bindings or {}
+        self._functions: dict[tuple[str, str, str], int | None] | None = None
 
     def of(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The shape, None when a dimension is no number."""
@@ -69,13 +70,25 @@ class Sizes:
         except TypeError:  # strings have no bit width
             return None
 
+    def function_macs(self, key: tuple[str, str, str]) -> int | None:
+        """Multiply-accumulates of a function of the model, each counted once however often and deep it is called."""
+        functions = self.shapes.model.functions
+        if self._functions is None:
+            self._functions = {}  # callees stand in it before they are asked for; what is missing calls itself
+            for callee in callees_first(self.shapes.model):
+                self._functions[callee] = _total([_macs(inner, self) for inner in functions[callee]])
+        return self._functions.get(key)
+
 
 Macs: TypeAlias = "Callable[[Sizes, ir.Node], int | None]"
 
 
 def node_cost(node: ir.Node, shapes: Shapes, bindings: Mapping[str, int] | None = None) -> Cost:
     """The cost of one node. A Loop counts its body once per trip, an If its dearer branch."""
-    sizes = Sizes(shapes, bindings)
+    return _cost(node, Sizes(shapes, bindings))
+
+
+def _cost(node: ir.Node, sizes: Sizes) -> Cost:
     parameters = [
         _tensor_bytes(value) for value in node.inputs if value is not None and const_tensor(value) is not None
     ]
@@ -89,8 +102,9 @@ def model_cost(model: ir.Model, shapes: Shapes | None = None, bindings: Mapping[
         from graphopt.analysis.shapes import Shapes
 
         shapes = Shapes(model).infer()
+    sizes = Sizes(shapes, bindings)
     nodes = {
-        node: node_cost(node, shapes, bindings)
+        node: _cost(node, sizes)
         for node in model.graph
         if node.op_type != "Constant" or node.domain not in ("", "ai.onnx")
     }
@@ -132,9 +146,8 @@ def _macs(node: ir.Node, sizes: Sizes) -> int | None:
             return _control(node, sizes)
         rule = STANDARD.get(node.op_type)
         return 0 if rule is None else rule(sizes, node)
-    function = sizes.shapes.model.functions.get(node.op_identifier())
-    if function is not None:
-        return _total([_macs(inner, sizes) for inner in function])
+    if node.op_identifier() in sizes.shapes.model.functions:
+        return sizes.function_macs(node.op_identifier())
     if node.domain == "com.microsoft.nchwc":  # ONNX Runtime's blocked layout; channels are padded to whole blocks
         return _conv(1)(sizes, node) if node.op_type == "Conv" else 0
     if node.domain != "com.microsoft":

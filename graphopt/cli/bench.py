@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Seconds of measuring per model.",
 )
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before anything counts.")
+@common.time_limit_option
 @common.remote_options
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -43,6 +44,7 @@ def command(
     threads: int | None,
     duration: float,
     warmup: int,
+    time_limit: float | None,
     remote: str | None,
     key: str | None,
     as_json: bool,
@@ -55,7 +57,7 @@ def command(
     from graphopt.tuning import parse_remote
 
     where = parse_remote(remote, key)
-    chosen = [item for model in models for item in runnables(model, target)]
+    chosen = [item for model in models for item in runnables(model, target, time_limit)]
     labels = _labels(chosen)
     by_label = dict(zip(labels, chosen, strict=True))
     changes: dict[str, Any] = {"force_spinning_stop": True, **({"threads": threads} if threads else {})}

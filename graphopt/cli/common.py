@@ -239,6 +239,13 @@ def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _apply(_REMOTE, function)
 
 
+time_limit_option = click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="What loading, and each run or block of runs, may take (600).",
+)
+
 plan_only_option = click.option(
     "--plan-only", is_flag=True, help="Print what passes decide that plan before they act; write nothing else."
 )

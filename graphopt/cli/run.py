@@ -21,6 +21,7 @@ from graphopt.cli.common import emit, say
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of made feeds.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Save the outputs as .npz.")
+@common.time_limit_option
 @common.input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def command(
@@ -30,6 +31,7 @@ def command(
     data: Path | None,
     seed: int,
     output: Path | None,
+    time_limit: float | None,
     as_json: bool,
     **shapes: Any,
 ) -> None:
@@ -37,7 +39,7 @@ def command(
     from graphopt.frontends.capture import capture
     from graphopt.running import feeds_for, runnable
 
-    chosen = runnable(common.pick_model(model, model_option), target)
+    chosen = runnable(common.pick_model(model, model_option), target, time_limit)
     captured, _ = capture(chosen.graph, common.parse_shapes(shapes["input_shapes"]), common.parse_dims(shapes["dims"]))
     with chosen.open() as runner:
         feeds = feeds_for(captured, runner, data, seed)

@@ -27,6 +27,9 @@ _DROPPED = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.onnxscr
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
+_FORM = "it must return (module, example inputs[, dynamic shapes[, a dict of further inputs by name]])"
+
+
 def from_torch(
     module: Any,
     args: Any = (),
@@ -73,9 +76,10 @@ def load_program(path: str | Path) -> ir.Model:
 
 
 def from_function(text: str) -> ir.Model:
-    """Capture what `package.module:function` returns: (module, example inputs[, dynamic shapes]).
+    """Capture what `package.module:function` returns: (module, example inputs[, dynamic shapes[, by name]]).
 
-    Example inputs are a tuple, one tensor, or a dict of keyword arguments. It is code: it is imported and called.
+    Example inputs are a tuple, one tensor, or a dict of keyword arguments; the last is a dict of those beside a tuple.
+    It is code: it is imported and called.
 
     Raises:
         MissingDependency: torch or onnxscript is not installed.
@@ -87,13 +91,14 @@ def from_function(text: str) -> ir.Model:
 
     if isinstance(made, torch.export.ExportedProgram):
         return from_torch(made)
-    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], torch.nn.Module):
-        raise GraphoptError(f"{text} returned {_kind(made)}; it must return (module, example inputs[, dynamic shapes])")
-    module, inputs = made[0], made[1]
-    dynamic = made[2] if len(made) == 3 else None
-    if isinstance(inputs, Mapping):
+    if not isinstance(made, tuple) or len(made) not in (2, 3, 4) or not isinstance(made[0], torch.nn.Module):
+        raise GraphoptError(f"{text} returned {_kind(made)}; {_FORM}")
+    module, inputs, dynamic, named = (*made, None, None)[:4]
+    if isinstance(inputs, Mapping) and named is None:
         return from_torch(module, (), inputs, dynamic)
-    return from_torch(module, inputs, None, dynamic)
+    if named is not None and (isinstance(inputs, Mapping) or not isinstance(named, Mapping)):
+        raise GraphoptError(f"{text} returned {_kind(inputs)} and {_kind(named)} as example inputs; {_FORM}")
+    return from_torch(module, inputs, named, dynamic)
 
 
 def _call(text: str) -> Any:
@@ -138,6 +143,8 @@ def _export(module: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_sh
     if exported and dynamic_shapes is not None:
         raise GraphoptError("an ExportedProgram has its dynamic shapes already; give them to torch.export.export")
     given = () if exported else args if isinstance(args, tuple) else tuple(args) if isinstance(args, list) else (args,)
+    if not kwargs and given and isinstance(given[-1], dict):
+        given = (*given, {})  # the exporter takes a dict at the end for keyword arguments
     try:
         with _quiet(), _evaluating(module), torch.no_grad():
             program = torch.onnx.export(

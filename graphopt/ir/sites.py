@@ -38,7 +38,37 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
     """Every graph of the model, outer before inner, main graph first."""
     yield from _nested("", model.graph, None)
     for function in model.functions.values():
-        yield from _nested(f"{function.domain}::{function.name}", function.graph, function)
+        yield from function_scopes(function)
+
+
+def function_scopes(function: ir.Function) -> Iterator[Scope]:
+    """The graphs of one function, outer before inner."""
+    yield from _nested(f"{function.domain}::{function.name}", function.graph, function)
+
+
+def callees_first(model: ir.Model) -> list[tuple[str, str, str]]:
+    """The functions in an order in which none calls a later one (the standard forbids recursion)."""
+    calls: dict[tuple[str, str, str], set[tuple[str, str, str]]] = {
+        key: {
+            called
+            for scope in function_scopes(function)
+            for node in scope.graph
+            if (called := node.op_identifier()) in model.functions
+        }
+        for key, function in model.functions.items()
+    }
+    order: list[tuple[str, str, str]] = []
+    entered: set[tuple[str, str, str]] = set()
+    stack = [(key, False) for key in reversed(list(model.functions))]
+    while stack:
+        key, leaving = stack.pop()
+        if leaving:
+            order.append(key)
+        elif key not in entered:
+            entered.add(key)
+            stack.append((key, True))
+            stack.extend((callee, False) for callee in sorted(calls[key]))
+    return order
 
 
 def _nested(path: str, graph: ir.Graph, function: ir.Function | None) -> Iterator[Scope]:

@@ -162,13 +162,16 @@ def options_not_declared(cls: type[Pass]) -> list[str]:
     return [name for name, kind in own if name not in known and "ClassVar" not in str(kind)]
 
 
+_LOADED = "graphopt_loaded_"
+
+
 def load_file(path: str | Path) -> list[type[Pass]]:
     """Import a Python file and register the passes it defines (`--load`). The file is code: it runs."""
     path = Path(path)
     if not path.is_file():
         raise GraphoptError(f"--load {path}: there is no such file")
     # By its whole path: two files of one name are two modules.
-    module_name = f"graphopt_loaded_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    module_name = f"{_LOADED}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     import importlib.util
 
     module_spec = importlib.util.spec_from_file_location(module_name, path)
@@ -186,6 +189,14 @@ def load_file(path: str | Path) -> list[type[Pass]]:
     if not found:
         raise GraphoptError(f"--load {path}: defines no pass; a pass is a subclass of graphopt.Pass with a `name`")
     return [register(cls) for cls in found]
+
+
+def loaded_from(cls: type[Pass]) -> Path | None:
+    """The file that `load_file` took a pass from, as an absolute path; None for any other pass."""
+    if not cls.__module__.startswith(_LOADED):
+        return None
+    file = sys.modules[cls.__module__].__file__
+    return Path(file).absolute() if file is not None else None
 
 
 def targets() -> dict[str, Any]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from graphopt.ir.sites import scopes
+from graphopt.ir.sites import Scope, callees_first, function_scopes, scopes
 from graphopt.manager.base import Pass
 
 if TYPE_CHECKING:
     from graphopt import ir
     from graphopt.manager.context import Context
 
+Key: TypeAlias = "tuple[str, str, str]"
 
+
+@dataclass(frozen=True)
 class InlineFunctions(Pass):
-    """f(x) -> the body of f, for every function of the model whose opsets are the model's."""
+    """f(x) -> the body of f, for every function of the model whose opsets are the model's.
+
+    Attributes:
+        max_nodes: where all bodies together would make the model larger than this, only functions with one call are
+            inlined, which makes no model larger: 30 functions that call each other twice stand for 2**30 nodes.
+    """
 
     name: ClassVar[str] = "inline-functions"
     stage: ClassVar[str] = "capture"
@@ -22,63 +32,73 @@ class InlineFunctions(Pass):
     needs: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[tuple[str, ...]] = ()
 
+    max_nodes: int = 100_000
+
     def run(self, model: ir.Model, ctx: Context) -> None:
         if not model.functions:
             return
+        order = callees_first(model)
+        fits = _inlined_size(model, order) <= self.max_nodes
+        left = 0
         # Callees first, so that a body is complete when it is copied.
-        for key in _callees_first(model):
-            self._inline(model, ctx, model.functions[key])
-        for key in list(model.functions):
-            if not _calls(model, key):
-                ctx.rewriter.count_model()
-                del model.functions[key]
-                ctx.remarks.applied(self.name, "::".join(part for part in key if part), "function", "nothing calls it")
+        for key in order:
+            calls = [node for node in ctx.rewriter.index.of(*key[:2]) if node.op_identifier() == key]
+            if fits or len(calls) <= 1:
+                self._inline(ctx, model.functions[key], calls)
+                continue
+            left += 1
+            reason = f"all bodies would be over {self.max_nodes} nodes (max_nodes), and this one has {len(calls)} calls"
+            for node in calls:
+                ctx.remarks.missed(self.name, ctx.rewriter.site(node), node.op_type, reason)
+        if left:
+            ctx.note(f"{left} functions with several calls stay: all bodies would be over {self.max_nodes} nodes")
+        self._drop_uncalled(model, ctx, reversed(order))
         ctx.rewriter.rebuild()
 
-    def _inline(self, model: ir.Model, ctx: Context, function: ir.Function) -> None:
-        for node in _calls(model, function.identifier()):
+    def _inline(self, ctx: Context, function: ir.Function, calls: Sequence[ir.Node]) -> None:
+        used = {inner.domain for scope in function_scopes(function) for inner in scope.graph}
+        for node in calls:
             site = ctx.rewriter.site(node)
-            reason = _obstacle(model, ctx, node, function)
+            reason = _obstacle(ctx, node, function, used)
             if reason is not None:
                 ctx.remarks.missed(self.name, site, node.op_type, reason)
                 continue
             _Copy(ctx, node, function).run()
             ctx.remarks.applied(self.name, site, node.op_type, f"its body has {len(function)} nodes")
 
-
-def _calls(model: ir.Model, key: tuple[str, str, str]) -> list[ir.Node]:
-    return [node for scope in scopes(model) for node in scope.graph if node.op_identifier() == key]
-
-
-def _callees_first(model: ir.Model) -> list[tuple[str, str, str]]:
-    """The functions in an order in which none calls a later one (the standard forbids recursion)."""
-    order: list[tuple[str, str, str]] = []
-    state: dict[tuple[str, str, str], bool] = {}
-    calls: dict[tuple[str, str, str], set[tuple[str, str, str]]] = {key: set() for key in model.functions}
-    for scope in scopes(model):
-        if scope.function is not None:
-            calls[scope.function.identifier()].update(
-                key for node in scope.graph if (key := node.op_identifier()) in model.functions
-            )
-    stack = [(key, False) for key in reversed(list(model.functions))]
-    while stack:
-        key, leaving = stack.pop()
-        if leaving:
-            order.append(key)
-        elif key not in state:
-            state[key] = True
-            stack.append((key, True))
-            stack.extend((callee, False) for callee in sorted(calls[key]))
-    return order
+    def _drop_uncalled(self, model: ir.Model, ctx: Context, callers_first: Iterable[Key]) -> None:
+        left = _calls(scopes(model))
+        for key in callers_first:
+            if left[key]:
+                continue
+            ctx.rewriter.count_model()
+            left -= _calls(function_scopes(model.functions[key]))
+            del model.functions[key]
+            ctx.remarks.applied(self.name, "::".join(part for part in key if part), "function", "nothing calls it")
 
 
-def _obstacle(model: ir.Model, ctx: Context, node: ir.Node, function: ir.Function) -> str | None:
-    used = {inner.domain for scope in scopes(model) if scope.function is function for inner in scope.graph}
+def _calls(where: Iterable[Scope]) -> Counter[Key]:
+    return Counter(node.op_identifier() for scope in where for node in scope.graph)
+
+
+def _inlined_size(model: ir.Model, order: Sequence[Key]) -> int:
+    """Nodes of the main graph when every call is replaced by its body."""
+    sizes: dict[Key, int] = {}
+
+    def size(where: Iterable[Scope]) -> int:
+        return sum(sizes.get(node.op_identifier(), 1) for scope in where for node in scope.graph)
+
+    for key in order:
+        sizes[key] = size(function_scopes(model.functions[key]))
+    return size(scope for scope in scopes(model) if scope.function is None)
+
+
+def _obstacle(ctx: Context, node: ir.Node, function: ir.Function, used: set[str]) -> str | None:
     for domain in sorted(used & set(function.opset_imports)):
         have, want = ctx.rewriter.opset(domain, node), function.opset_imports[domain]
-        if domain in model.opset_imports and have != want:
+        if domain in ctx.model.opset_imports and have != want:
             return f"the function is of opset {want} of {domain or 'ai.onnx'!r}, its caller of {have}"
-    if any(inner is node for scope in scopes(model) if scope.function is function for inner in scope.graph):
+    if ctx.rewriter.scope(node).function is function:
         return "the function calls itself"
     if any(value in function.inputs[len(node.inputs) :] for value in function.outputs):
         return "it returns an input that the call does not give"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
-from graphopt.target import NodeTime, Profiling
+from graphopt.target import RUN_SECONDS, NodeTime, Profiling
 from graphopt.targets.onnxruntime.runner import OrtRunner
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class OrtProfiling(Profiling):
     def __init__(self, path: Path, settings: SessionSettings, folder: Path, feeds: Feeds) -> None:
         self._path, self._feeds = path, feeds
         chosen = settings.replace(force_spinning_stop=True)
-        self._runner = OrtRunner(path, chosen, profile=folder / f"profile-{path.stem}-{os.urandom(4).hex()}")
+        prefix = folder / f"profile-{path.stem}-{os.urandom(4).hex()}"
+        self._runner = OrtRunner(path, chosen, time_limit=RUN_SECONDS, profile=prefix)
 
     def run(self, n: int) -> list[float]:
         return self._runner.time(self._feeds, n)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, MissingDependency, did_you_mean
 from graphopt.numerics import RunSetting
-from graphopt.target import Runner, TensorSpec
+from graphopt.target import Runner, TensorSpec, bytes_in
 from graphopt.targets.child import Child
 from graphopt.targets.onnxruntime.settings import OptimizationLevel, SessionSettings
 
@@ -254,7 +254,7 @@ class OrtRunner(_Base):
             "settings": settings.to_json(),
             "optimized": None if optimized is None else str(optimized),
             "profile": None if profile is None else str(profile),
-            "data_limit": None if memory_limit is None else memory_limit + _bytes_in(self._weights_folder()),
+            "data_limit": None if memory_limit is None else memory_limit + bytes_in(self._weights_folder()),
         }
         try:
             header, _ = self._ask("loading", load)
@@ -340,11 +340,6 @@ class OrtRunner(_Base):
         self, doing: str, header: dict[str, Any], values: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         return self._child.ask(doing, header, values)
-
-
-def _bytes_in(folder: Path) -> int:
-    """Size of the files in the weights' folder: an upper bound of the weights that the runtime may map."""
-    return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
 
 
 def _specs(items: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:

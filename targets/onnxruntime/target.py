@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError
-from graphopt.target import Cause, CompiledFiles, Profiling, Runner, Target
+from graphopt.target import RUN_SECONDS, Cause, CompiledFiles, Profiling, Runner, Target, run_bytes
 from graphopt.targets.onnxruntime import kernels
 from graphopt.targets.onnxruntime.isa import SATURATES, Isa, resolve
 from graphopt.targets.onnxruntime.qdq import why_float
@@ -90,15 +90,19 @@ class _OrtTarget(Target):
     def settings(self) -> dict[str, Any]:
         return self.session_settings().to_json()
 
-    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
-        """Open a model in a child process; use `open_runner` for limits or for this process."""
-        return open_runner(path, self.session_settings() if settings is None else SessionSettings.from_json(settings))
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None, *, time_limit: float = RUN_SECONDS) -> Runner:
+        """Open a model in a child process; use `open_runner` for other limits or for this process."""
+        chosen = self.session_settings() if settings is None else SessionSettings.from_json(settings)
+        # What a GPU's driver maps says nothing about what it takes.
+        limited = self.kernel_device == "cpu" and Path(path).is_file()
+        memory = run_bytes(Path(path).absolute().parent) if limited else None
+        return open_runner(path, chosen, time_limit=time_limit, memory_limit=memory)
 
     def executed(self, path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> Path:
         from graphopt.targets.onnxruntime.optimized import write_optimized
 
         chosen = self.session_settings() if settings is None else SessionSettings.from_json(settings)
-        return write_optimized(path, chosen, folder)
+        return write_optimized(path, chosen, folder, time_limit=RUN_SECONDS)
 
     def profile(self, path: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any] | None = None) -> Profiling:
         from graphopt.targets.onnxruntime.profiling import OrtProfiling

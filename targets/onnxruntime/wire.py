@@ -1,11 +1,14 @@
 """How values cross between graphopt and the process that runs a model: a JSON header, then raw buffers.
 
 A message is `<u32 header bytes><JSON header><buffer>...`; the header lists the buffers' sizes. No pickle; numpy only.
+Text travels as two buffers, lengths and UTF-8: in the header every character would be escaped and parsed.
 Element types that numpy lacks (bfloat16, float8, int4, ...) travel as `Packed` bytes in ONNX's own layout.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -13,12 +16,14 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 _HEAD = struct.Struct("<I")
 _CHUNK = 1 << 20
+_SURROGATES = "surrogatepass"  # a user's text may hold half of a pair; whether a runtime takes it is for that to say
 _WATCH_SECONDS = 0.05
 
 
@@ -129,7 +134,9 @@ def encode(value: Any, buffers: list[memoryview | bytes]) -> dict[str, Any]:
         return {"kind": "packed", "element": value.element, "shape": list(value.shape)}
     array = np.asarray(value)
     if array.dtype.kind in "OUST":
-        return {"kind": "strings", "shape": list(array.shape), "items": [_text(item) for item in array.reshape(-1)]}
+        texts = [_text(item).encode("utf-8", _SURROGATES) for item in array.reshape(-1)]
+        buffers += [np.array([len(text) for text in texts], "<i8").tobytes(), b"".join(texts)]
+        return {"kind": "strings", "shape": list(array.shape)}
     if array.dtype.kind not in "biufc":
         raise TypeError(f"a value of type {type(value).__name__} ({array.dtype}) cannot be fed to a model")
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -149,8 +156,9 @@ def decode(header: dict[str, Any], take: Callable[[], bytearray]) -> Any:
     if kind == "packed":
         return Packed(header["element"], tuple(header["shape"]), bytes(take()))
     if kind == "strings":
-        out = np.empty(len(header["items"]), dtype=object)
-        out[:] = header["items"]
+        ends, text = np.cumsum(np.frombuffer(take(), "<i8")).tolist(), take()
+        out = np.empty(len(ends), dtype=object)
+        out[:] = [text[a:b].decode("utf-8", _SURROGATES) for a, b in pairwise([0, *ends])]
         return out.reshape(header["shape"])
     return np.frombuffer(take(), dtype=np.dtype(header["dtype"])).reshape(header["shape"])
 
@@ -173,6 +181,9 @@ class Channel:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._watch = watch
+        for descriptor in (read_fd, write_fd):
+            with contextlib.suppress(OSError):  # no pipe, or above what a user may have: it works without
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _CHUNK)
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.errors import GraphoptError, MissingDependency
-from graphopt.target import CompiledFiles, Place, Runner, Target
+from graphopt.target import RUN_SECONDS, CompiledFiles, Place, Runner, Target, run_bytes
 from graphopt.targets.tvm import machine as machines
 from graphopt.targets.tvm.lowering.table import why_not, why_not_op
 from graphopt.targets.tvm.plan import LIBRARY, MODEL, PLAN
@@ -223,8 +223,10 @@ class Tvm(Target):
 
         return RemoteMachine(remote)
 
-    def load(self, path: Path, settings: Mapping[str, Any] | None = None) -> Runner:
+    def load(self, path: Path, settings: Mapping[str, Any] | None = None, *, time_limit: float = RUN_SECONDS) -> Runner:
         """Open what was compiled in a child process; an ONNX file is compiled first, as it stands.
+
+        The limit is not that of compiling, nor of an emulator, which have their own.
 
         Raises:
             GraphoptError: no such file, code for another CPU, or a model that cannot be compiled.
@@ -242,6 +244,7 @@ class Tvm(Target):
             if compiled:
                 return EmulatedRunner(path.parent, self, chosen.threads)
             return EmulatedRunner.in_scratch(compile_into(path, self), self, chosen.threads)
+        limits: dict[str, Any] = {"time_limit": time_limit, "memory_limit": run_bytes(path.absolute().parent)}
         if compiled:
-            return TvmRunner(path.parent, self, chosen)
-        return TvmRunner.in_scratch(compile_into(path, self), self, chosen)
+            return TvmRunner(path.parent, self, chosen, **limits)
+        return TvmRunner.in_scratch(compile_into(path, self), self, chosen, **limits)

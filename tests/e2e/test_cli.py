@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 
 from graphopt.ir.text import from_text
@@ -203,8 +205,38 @@ def test_a_bug_in_a_pass_exits_70_and_leaves_a_reproducer(model: Path, plugin: P
     assert done.returncode == 70 and "pass 'crash' failed at relu" in done.stderr and "Traceback" not in done.stderr
     repro = json.loads((tmp_path / "repro" / "repro.json").read_text())
     assert repro["pass"] == "crash" and "boom" in repro["error"]
-    again = graphopt("opt", tmp_path / "repro" / "model.onnx", "--load", plugin, "-p", repro["pass"], cwd=tmp_path)
-    assert again.returncode == 70
+    again = graphopt(*shlex.split(repro["replay"])[1:], cwd=tmp_path / "repro")
+    assert again.returncode == 70 and "pass 'crash' failed at relu" in again.stderr
+
+
+def test_a_reproducer_keeps_what_the_pass_depends_on(model: Path, plugin: Path, tmp_path: Path) -> None:
+    flags = [
+        "--load",
+        "plug.py",
+        "--target",
+        "cpu{threads=1}",
+        "--max-growth",
+        "2",
+        "--dim",
+        "N=3",
+        "--numerics",
+        "off",
+    ]
+    done = graphopt("opt", model, "-p", "crash{}", *flags, "--calibration-data", "random", cwd=tmp_path)
+    assert done.returncode == 70, done.stderr
+    replay = json.loads((tmp_path / "repro" / "repro.json").read_text())["replay"]
+    for part in (
+        f"--load {plugin}",
+        "'cpu{threads=1}'",
+        "--max-growth 2.0",
+        "--numerics off",
+        "--calibration-data random",
+    ):
+        assert part in replay
+    assert "--dim" not in replay  # it is bound in the model
+    assert onnx.load(tmp_path / "repro" / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+    again = graphopt(*shlex.split(replay)[1:], cwd=tmp_path / "repro")
+    assert again.returncode == 70, again.stderr
 
 
 def test_inputs_that_no_memory_holds_leave_opt_unchecked(model: Path, tmp_path: Path) -> None:

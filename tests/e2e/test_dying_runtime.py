@@ -12,6 +12,7 @@ from graphopt import checks
 from graphopt.cli import main
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
+from graphopt.targets.onnxruntime.target import Cpu
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="other processors divide the least integer by -1"
@@ -57,6 +58,10 @@ def call(*args: str) -> int:
         (["opt", "folds.onnx", "-o", "out.onnx"], "SIGFPE"),
         (["opt", "hangs.onnx", "-o", "out.onnx"], "running hangs.onnx took over 5 s"),
         (["compile", "hangs.onnx", "-o", "out"], "took over 5 s"),
+        (["run", "hangs.onnx", "--time-limit", "4"], "running hangs.onnx took over 4 s and was stopped"),
+        (["bench", "fine.onnx", "hangs.onnx", "--time-limit", "0"], "0.0 is not in the range"),
+        (["bench", "hangs.onnx", "--time-limit", "4"], "--time-limit"),
+        (["explain", "hangs.onnx", "--realized"], "took over 5 s"),
     ],
     ids=lambda item: " ".join(item) if isinstance(item, list) else "",
 )
@@ -65,6 +70,7 @@ def test_it_is_one_line_and_nothing_is_written(
 ) -> None:
     if "hangs.onnx" in args:
         monkeypatch.setattr(checks, "RUN_SECONDS", 5.0)
+        monkeypatch.setattr(Cpu.load, "__kwdefaults__", {"time_limit": 5.0})
     before = sorted(path.name for path in folder.iterdir())
     assert call(*args) == 2
     (line,) = capsys.readouterr().err.splitlines()

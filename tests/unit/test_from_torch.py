@@ -137,6 +137,22 @@ def test_what_cannot_be_exported_is_one_line(module: Any, args: Any, message: st
     assert capfd.readouterr().out == ""
 
 
+class Dicts(torch.nn.Module):
+    def forward(self, c: Any, d: Any, scale: Any = None) -> Any:
+        total = c["a"] - d["b"]
+        return total if scale is None else total * scale
+
+
+@pytest.mark.parametrize("kwargs", [None, {}, {"scale": torch.full((4,), 2.0)}], ids=["none", "empty", "some"])
+def test_a_dict_at_the_end_is_an_input(kwargs: Any) -> None:
+    import graphopt
+
+    x = torch.from_numpy(X)
+    model = graphopt.from_torch(Dicts(), ({"a": x}, {"b": x}), kwargs)
+    assert len(model.graph.inputs) == 2 + len(kwargs or {})
+    assert "Sub" in [node.op_type for node in model.graph]
+
+
 def test_an_exported_program_has_its_dims(net: Any) -> None:
     import graphopt
 
@@ -161,6 +177,13 @@ def make():
     return torch.nn.Linear(4, 2), (torch.zeros(3, 4),), {"input": {0: "rows"}}
 def keyword():
     return torch.nn.Linear(4, 2), {"input": torch.zeros(3, 4)}
+class Pair(torch.nn.Module):
+    def forward(self, x, scale):
+        return x["a"] * scale
+def both():
+    return Pair(), ({"a": torch.zeros(3, 4)},), None, {"scale": torch.ones(4)}
+def confused():
+    return Pair(), (torch.zeros(3, 4),), None, 3
 def wrong():
     return 3
 def broken():
@@ -176,7 +199,7 @@ def zoo(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delitem(sys.modules, "torch_zoo_of_test", raising=False)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("make", "[rows,4]"), ("keyword", "[3,4]")])
+@pytest.mark.parametrize(("name", "shape"), [("make", "[rows,4]"), ("keyword", "[3,4]"), ("both", "[3,4]")])
 def test_function_is_captured(zoo: None, name: str, shape: str) -> None:
     from graphopt.frontends.capture import capture
 
@@ -192,6 +215,7 @@ def test_function_is_captured(zoo: None, name: str, shape: str) -> None:
         ("torch_zoo_of_tset:make", "there is no module 'torch_zoo_of_tset'"),
         ("torch_zoo_needs:make", "needs a module 'a_package_that_is_not_there'"),
         ("torch_zoo_of_test:wrong", "returned a int; it must return"),
+        ("torch_zoo_of_test:confused", "returned a tuple of 1 and a int as example inputs; it must return"),
         ("torch_zoo_of_test:broken", "raised RuntimeError: no weights here"),
         ("torch_zoo_of_test:", "is not package.module:function"),
     ],

@@ -107,6 +107,8 @@ def test_judge_by_kind() -> None:
     assert not judge("y", np.zeros(2, np.float32), np.zeros(2, np.float64), "reassociates", 1.0).within
     assert not judge("y", np.zeros(2), np.zeros(3), "reassociates", 1.0).within
     assert not judge("y", np.array(["a"], object), np.array(["b"], object), "reassociates", 1.0).within
+    long = judge("y", np.array(["a" * 10**6], object), np.array(["b"], object), "exact")
+    assert not long.within and long.got == "b" and len(long.expected) == 80
     big = np.array([2**62], np.int64)
     assert not judge("y", big, big + 1, "exact").within  # doubles cannot tell these two apart
     assert judge("y", np.array([3], np.uint8), np.array([4], np.uint8), "reassociates").within
@@ -261,3 +263,42 @@ def test_tolerances_stand_as_designed() -> None:
     assert (TOLERANCES["reassociates"].floors, TOLERANCES["reassociates"].eps) == (8, 16)
     assert TOLERANCES["reassociates"].ill_conditioned == 1e-3
     assert TOLERANCES["lossy"].floors is None
+
+
+NAN = {"x": np.full((2, 8), np.nan, np.float32)}
+NOTHING = {"x": np.zeros((0, 8), np.float32)}
+SOME = {"x": np.ones((2, 8), np.float32)}
+
+
+@pytest.mark.parametrize("tolerance", ["exact", "reassociates"])
+@pytest.mark.parametrize(
+    ("feeds", "status"),
+    [([NAN], "not-checked"), ([NOTHING], "not-checked"), ([NAN, NOTHING], "not-checked"), ([NOTHING, SOME], "failed")],
+)
+def test_feeds_that_leave_nothing_to_compare_check_nothing(
+    tmp_path: Path, feeds: list[dict[str, Any]], status: str, tolerance: ToleranceClass
+) -> None:
+    model = write(tmp_path / "a.onnx", body("a = Add(x, two) y = Relu(a)"))
+    write(tmp_path / "b.onnx", body("a = Add(x, two) y = Neg(a)"))
+    data = [Case(f"case {number}", item) for number, item in enumerate(feeds)]
+    report = compare(tmp_path / "a.onnx", tmp_path / "b.onnx", model, FACTORY, tolerance, data=data, specials=False)
+    assert report.status == status
+    if status == "not-checked":
+        assert report.reason.startswith("no finite element of output 'y' was compared") and "--data" in report.reason
+
+
+def test_each_output_must_have_been_compared(tmp_path: Path) -> None:
+    text = "g(float[N,8] x) => (float[N,8] y, int64[2] s, float[N,8] z) { y = Relu(x) s = Shape(x) z = Log(y) }"
+    text = text.replace("z = Log(y)", "n = Neg(y) z = Sqrt(n)").replace("y = Relu(x)", "e = Exp(x) y = Identity(e)")
+    report = verdict(tmp_path, text, text)
+    assert report.status == "not-checked"
+    assert "output 'z' was compared" in report.reason  # NaN everywhere; y and s are fine
+
+
+def test_what_is_empty_or_whole_numbers_by_its_type_passes(tmp_path: Path) -> None:
+    text = "g(float[N,8] x) => (int64[2] s, float[0] e, float[N,8] y) <int64[1] o = {0}> { s = Shape(x) y = Relu(x) "
+    text += "f = ConstantOfShape(o) e = Identity(f) }"
+    assert verdict(tmp_path, text, text).status == "passed"
+    data = [Case(label, feeds) for label, feeds in (("nothing", NOTHING), ("some", SOME))]
+    model = write(tmp_path / "a.onnx", text)
+    assert compare(tmp_path / "a.onnx", tmp_path / "a.onnx", model, FACTORY, "exact", data=data).status == "passed"
