@@ -12,7 +12,7 @@ import ctypes
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -246,15 +246,24 @@ class Cuda(_OrtTarget):
         return notes if reason is None else (*notes, f"compiled, not run: {reason}")
 
 
+_ONLY: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("spinning", "arena", "prepacking", "denormals_as_zero", "precise_u8s8", "isa"),
+    "cuda": ("device_id", "tf32", "options"),
+}
+"""The options of one device, by the names that `Cpu` and `Cuda` have for them."""
+
+
 @dataclass(frozen=True)
 class OnnxRuntime(_OrtTarget):
-    """ONNX Runtime with the device as an option; `cpu` and `cuda` are its short names with more options.
+    """ONNX Runtime with the device as an option; `cpu` and `cuda` are its short names, and say what the options mean.
 
     Attributes:
         device: `cpu` or `cuda`.
         provider: `default`, or `tensorrt` with device=cuda.
         threads: CPU threads; 0 for one per physical core.
         precision: `fp32`, or with device=cuda `fp16`.
+        spinning, arena, prepacking, denormals_as_zero, precise_u8s8, isa: with device=cpu, as of `cpu`.
+        device_id, tf32, options: with device=cuda, as of `cuda`.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -264,15 +273,35 @@ class OnnxRuntime(_OrtTarget):
     provider: Literal["default", "tensorrt"] = "default"
     threads: int = 0
     precision: Precision = "fp32"
+    spinning: bool = True
+    arena: bool = True
+    prepacking: bool = True
+    denormals_as_zero: bool = False
+    precise_u8s8: bool = False
+    isa: Isa = "auto"
+    device_id: int = 0
+    tf32: bool = True
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.provider == "tensorrt" and self.device != "cuda":
             raise GraphoptError("provider=tensorrt needs device=cuda")
         if self.precision == "fp16" and self.device != "cuda":
             raise GraphoptError("precision=fp16 needs device=cuda: the CPU has few float16 kernels and would only cast")
+        other = "cuda" if self.device == "cpu" else "cpu"
+        for field in fields(self):
+            if field.name in _ONLY[other] and getattr(self, field.name) != field.default:
+                raise GraphoptError(
+                    f"{field.name} is an option of device={other}, not of device={self.device}; "
+                    f"that has {', '.join(_ONLY[self.device])}"
+                )
+        self._target()  # refuses what does not go together
 
     def _precision(self) -> Precision:
         return self.precision
+
+    def _isa(self) -> Isa:
+        return self._target()._isa()
 
     @property
     def kernel_device(self) -> kernels.Device:
@@ -291,10 +320,11 @@ class OnnxRuntime(_OrtTarget):
         return self._target()._notes(model)
 
     def _target(self) -> Cpu | Cuda:
+        own = {name: getattr(self, name) for name in ("threads", *_ONLY[self.device])}
         if self.device == "cpu":
-            return Cpu(threads=self.threads)
+            return Cpu(**own)
         provider: Literal["cuda", "tensorrt"] = "tensorrt" if self.provider == "tensorrt" else "cuda"
-        return Cuda(provider=provider, threads=self.threads, precision=self.precision)
+        return Cuda(provider=provider, precision=self.precision, **own)
 
 
 def _no_runtime(extra: str) -> str | None:

@@ -74,6 +74,15 @@ def test_shape_arithmetic_costs_no_copies() -> None:
         ("onnxruntime{threads=2}", Cpu(threads=2).session_settings()),
         ("onnxruntime{device=cuda}", Cuda().session_settings()),
         ("onnxruntime{device=cuda provider=tensorrt}", Cuda(provider="tensorrt").session_settings()),
+        (
+            "onnxruntime{device=cuda provider=tensorrt device_id=1 options=[trt_fp16_enable=1]}",
+            Cuda(provider="tensorrt", device_id=1, options=("trt_fp16_enable=1",)).session_settings(),
+        ),
+        ("onnxruntime{device=cuda tf32=false}", Cuda(tf32=False).session_settings()),
+        (
+            "onnxruntime{threads=2 spinning=false arena=false denormals_as_zero=true precise_u8s8=true}",
+            Cpu(2, False, False, denormals_as_zero=True, precise_u8s8=True).session_settings(),
+        ),
     ],
 )
 def test_spellings(spec: str, settings: object) -> None:
@@ -87,11 +96,38 @@ def test_spellings(spec: str, settings: object) -> None:
 def test_wrong_options() -> None:
     with pytest.raises(GraphoptError, match="needs device=cuda"):
         OnnxRuntime(provider="tensorrt")
+    with pytest.raises(
+        GraphoptError, match="spinning is an option of device=cpu, not of device=cuda; that has device_id"
+    ):
+        OnnxRuntime(device="cuda", spinning=False)
+    with pytest.raises(
+        GraphoptError, match="options is an option of device=cuda, not of device=cpu; that has spinning"
+    ):
+        OnnxRuntime(options=("a=1",))
+    with pytest.raises(GraphoptError, match="'trt' is not key=value"):
+        OnnxRuntime(device="cuda", options=("trt",))
+    with pytest.raises(GraphoptError, match="tf32=false is an option of provider=cuda"):
+        OnnxRuntime(device="cuda", provider="tensorrt", tf32=False)
     with pytest.raises(GraphoptError, match="not key=value"):
         Cuda(options=("arena_extend_strategy",))
     with pytest.raises(GraphoptError, match="levels are 0 to 3"):
         Cpu().pipeline(4)
     assert [Cpu().pipeline(level) for level in range(4)] == ["O0", "O1", "O2", "O3"]
+
+
+def test_the_general_spelling_makes_the_same_weights() -> None:
+    assert OnnxRuntime(isa="avx2").quirks() == Cpu(isa="avx2").quirks()
+    assert OnnxRuntime(isa="avx512vnni").quirks() == Cpu(isa="avx512vnni").quirks()
+    assert Cpu(isa="avx2").quirks() != Cpu(isa="avx512vnni").quirks()
+
+
+def test_the_manifest_has_the_options_of_the_general_spelling(tmp_path: Path) -> None:
+    graph = model('<ir_version: 10, opset_import: ["":21]> g(float[2] x) => (float[2] y) { y = Relu(x) }')
+    target = OnnxRuntime(device="cuda", provider="tensorrt", options=("trt_fp16_enable=1",))
+    settings = target.compile(graph, tmp_path).settings
+    assert settings["provider_options"] == {"device_id": "0", "trt_fp16_enable": "1"}
+    with OnnxRuntime(arena=False, spinning=False).load(tmp_path / "model.onnx") as runner:
+        assert not runner.settings.arena and not runner.settings.spinning
 
 
 def test_supports_answers_from_the_table() -> None:
