@@ -16,7 +16,7 @@ from graphopt.analysis.shapes import Shapes
 from graphopt.errors import GraphoptError
 from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
-from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
+from graphopt.targets.tvm.partition import Piece, boundary_bytes, one_piece, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
 from graphopt.targets.tvm.sizes import size_report
@@ -67,8 +67,9 @@ def compile_model(
     refused = unsupported(model, shapes)
     if refused and not fallback:
         raise _refusal(refused, model)
-    pieces = partition(model, shapes, [node for node, _ in refused])
-    if pieces and not any(piece.runtime == "tvm" for piece in pieces):
+    whole = not refused
+    pieces = [one_piece(model)] if whole else partition(model, shapes, [node for node, _ in refused])
+    if not any(piece.runtime == "tvm" for piece in pieces):
         raise GraphoptError(
             f"no part of the model is worth compiling with TVM: it does not take {_summary(refused)}; use --target cpu"
         )
@@ -77,7 +78,6 @@ def compile_model(
     rows: list[dict[str, Any]] = []
     workloads: Counter[str] = Counter()
     for number, piece in enumerate(pieces):
-        whole = len(pieces) == 1
         part, names, told = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole, choices)
         workloads.update(told.pop("workloads", {}))
         parts.append(part)
@@ -120,8 +120,7 @@ def _compile_piece(
 ) -> tuple[Part, tuple[str, ...], dict[str, Any]]:  # fmt: skip
     from graphopt.ir.writer import write
 
-    values = (model.graph.inputs, model.graph.outputs) if whole else (piece.inputs, piece.outputs)
-    inputs, outputs = (tuple(value.name or "" for value in side) for side in values)
+    inputs, outputs = (tuple(value.name or "" for value in side) for side in (piece.inputs, piece.outputs))
     if piece.runtime == "onnxruntime":
         name = f"part{number}.onnx"
         part = extract(model, piece, shapes)

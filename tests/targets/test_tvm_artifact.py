@@ -37,6 +37,11 @@ agraph (float[2,4,4] x) => (float[2,4,4] y, float[2] d) <float[4,4] w, float[4,4
 { [first] a = MatMul(x, w) [act] r = Relu(a) [det] d = Det(r) axes = Constant<value_ints=[1, 2]>()
   [wide] u = Unsqueeze(d, axes) [add] s = Add(r, u) [last] y = MatMul(s, v) }"""
 
+HEAD = '<ir_version: 10, opset_import: ["" : 21]>\nagraph '
+SPLIT = """ <float[4,4] w, float[4,4] v>
+{ k = Constant<value_floats=[1.0, 2.0]>() t = Constant<value_strings=["a", "b"]>()
+  a = MatMul(x, w) z = NonZero(a) c = Cast<to=1>(z) s = ReduceSum<keepdims=0>(c) d = Add(a, s) y = MatMul(d, v) }"""
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -107,6 +112,30 @@ def test_nodes_that_tvm_lacks_go_to_onnx_runtime(tmp_path: Path) -> None:
     assert [item["op"] for item in lowering["fallback"]] == ["Det"]
     with runnable(tmp_path / "build").open() as runner:
         assert list(runner.run({"x": np.ones((2, 4, 4), np.float32)})) == ["y", "d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("(float[4,4] x) => (float[4,4] y, float[2] k, string[2] t)" + SPLIT, "tvm{threads=1 fallback=onnxruntime}"),
+        ("(float[4,4] x) => (float[4,4] w, float[4,4] x, float[4,4] y)" + SPLIT, "tvm{threads=1 fallback=onnxruntime}"),
+        ("(float[4,4] x) => (float[2] k, float[3] w) <float[3] w> { k = Constant<value_floats=[1.0, 2.0]>() }", "tvm"),
+        ("() => (float[2] k) { k = Constant<value_floats=[1.0, 2.0]>() }", "tvm"),
+        ("(float[4,4] x) => (float[4,4] x) { }", "tvm"),
+    ],
+)
+def test_outputs_that_no_node_computes(text: str, target: str, tmp_path: Path) -> None:
+    write(from_text(HEAD + text), tmp_path / "model.onnx")
+    artifact = driver.compile(tmp_path / "model.onnx", target, tmp_path / "build", Options(repro=None))
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    assert (artifact.manifest["main"] == "model.so") == (target == "tvm")
+    feeds = {name: np.ones((4, 4), np.float32) for name in ["x"] if "float[4,4] x) =>" in text}
+    with open_runner(tmp_path / "model.onnx") as reference, runnable(tmp_path / "build").open() as runner:
+        expected, got = reference.run(feeds), runner.run(feeds)
+        assert list(got) == list(expected)
+        for name in [name for name in expected if name != "y"]:
+            np.testing.assert_array_equal(got[name], expected[name])
+        assert min(runner.time(feeds, 2)) > 0
 
 
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:
