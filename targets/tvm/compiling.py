@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis.shapes import Shapes
 from graphopt.errors import GraphoptError
+from graphopt.ir.constants import is_const
 from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
+from graphopt.targets.tvm.lowering.table import ALL
+from graphopt.targets.tvm.lowering.view import dtype_name
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, one_piece, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Choices = Mapping[str, list[Any]]
 """How contractions are cut: the JSON form of a choice by the text of its workload (targets/tvm/cpu/choices.py)."""
+_HINT = "tvm{fallback=onnxruntime} leaves what it does not take to ONNX Runtime"
 COMPILE_SECONDS = 1800.0
 """A compiler that takes longer is stopped."""
 
@@ -67,11 +71,16 @@ def compile_model(
     refused = unsupported(model, shapes)
     if refused and not fallback:
         raise _refusal(refused, model)
-    whole = not refused
+    foreign = _foreign(model)
+    if foreign and not fallback:
+        kind = _spec(foreign[0]).type
+        raise GraphoptError(f"TVM does not take {foreign[0].name!r}, which is {kind}, as input or output; {_HINT}")
+    whole = not refused and not foreign
     pieces = [one_piece(model)] if whole else partition(model, shapes, [node for node, _ in refused])
     if not any(piece.runtime == "tvm" for piece in pieces):
         raise GraphoptError(
-            f"no part of the model is worth compiling with TVM: it does not take {_summary(refused)}; use --target cpu"
+            f"no part of the model is worth compiling with TVM: it does not take {_summary(refused) or 'its inputs'}; "
+            "use --target cpu"
         )
     parts: list[Part] = []
     files: list[str] = []
@@ -100,12 +109,19 @@ def compile_model(
     return Compiled(plan, tuple(files), details, tuple(notes), workloads)
 
 
+def _foreign(model: ir.Model) -> list[ir.Value]:
+    """Inputs, and outputs that are constants, of a type that no library has; nodes answer for the others."""
+    from graphopt import ir
+
+    ends = (*model.graph.inputs, *(value for value in model.graph.outputs if is_const(value)))
+    return [value for value in ends if not isinstance(value.type, ir.TensorType) or dtype_name(value) not in ALL]
+
+
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
     first, reason = refused[0]
-    hint = "tvm{fallback=onnxruntime} leaves such nodes to ONNX Runtime"
     return GraphoptError(
         f"TVM does not take {len(refused)} of {len(model.graph)} nodes ({_summary(refused)}), first "
-        f"{first.name or first.op_type!r}: {reason}; {hint}; all of them: graphopt inspect --target tvm"
+        f"{first.name or first.op_type!r}: {reason}; {_HINT}; all of them: graphopt inspect --target tvm"
     )
 
 
@@ -172,6 +188,19 @@ def compile_library(model: Path, library: Path, machine: Machine, choices: Choic
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    from graphopt import ir
+
     shape = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    dtype = value.dtype.name.lower() if value.dtype is not None else "undefined"
-    return TensorSpec(value.name or "", f"tensor({dtype})", shape)
+    is_tensor = value.type is None or isinstance(value.type, ir.TensorType)
+    return TensorSpec(value.name or "", _type_text(value.type), shape if is_tensor else None)
+
+
+def _type_text(kind: ir.TypeProtocol | None) -> str:
+    """A type as ONNX Runtime spells it."""
+    from graphopt import ir
+
+    if isinstance(kind, ir.SequenceType):
+        return f"seq({_type_text(kind.elem_type)})"
+    if isinstance(kind, ir.OptionalType):
+        return f"optional({_type_text(kind.elem_type)})"
+    return f"tensor({kind.dtype.name.lower() if kind is not None else 'undefined'})"

@@ -1,4 +1,4 @@
-"""Feeds against the interface of a compiled model: generated code reads what it is given without looking."""
+"""Feeds against the interface of a compiled model: generated code reads what it is given without looking, and all of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, did_you_mean
+from graphopt.targets.onnxruntime.wire import EXOTIC
 
 if TYPE_CHECKING:
     from graphopt.target import Feeds, TensorSpec
 
-_TYPES = {"float32": "float", "float64": "double"}
+_TYPES = {"float32": "float", "float64": "double", **{element.ml_dtype: name for name, element in EXOTIC.items()}}
 
 
 def check_feeds(
@@ -27,12 +28,15 @@ def check_feeds(
     for name, value in feeds.items():
         if name not in known:
             raise GraphoptError(f"the model has no input {name!r}{did_you_mean(name, known)}")
-        spec, array = known[name], np.asarray(value)
+        spec = known[name]
+        if not spec.type.startswith("tensor"):
+            continue  # sequences and optionals are checked by ONNX Runtime, which alone takes them
+        array = np.asarray(value)
         if type_text(array.dtype) != spec.type:
             raise GraphoptError(f"input {name!r} is {spec.type}, the feed is {type_text(array.dtype)}")
         if spec.shape is not None and not _fits(array.shape, spec.shape):
             raise GraphoptError(f"input {name!r} is {list(spec.shape)}, the feed is {list(array.shape)}")
-    missing = [spec.name for spec in inputs if spec.name not in feeds]
+    missing = [spec.name for spec in inputs if spec.name not in feeds and not spec.type.startswith("optional")]
     if missing:
         raise GraphoptError(f"no value is given for input {missing[0]!r}")
     there = [spec.name for spec in outputs]
@@ -43,6 +47,8 @@ def check_feeds(
 
 def type_text(dtype: Any) -> str:
     """ONNX's type text of a tensor of a numpy dtype."""
+    if dtype.kind in "OUST":
+        return "tensor(string)"
     return f"tensor({_TYPES.get(dtype.name, dtype.name)})"
 
 

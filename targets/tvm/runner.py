@@ -77,9 +77,12 @@ class TvmRunner(Runner):
         self.load_seconds: float = header["load_seconds"]
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
+        from graphopt.targets.onnxruntime.wire import pack, unpack
+
         check_feeds(feeds, self.inputs, self.outputs, outputs)
         header = {"op": "run", "outputs": None if outputs is None else list(outputs)}
-        return self._child.ask("running", header, feeds)[1]
+        results = self._child.ask("running", header, {name: pack(value) for name, value in feeds.items()})[1]
+        return {name: unpack(value) for name, value in results.items()}
 
     def with_taps(self, values: Sequence[str]) -> Runner:
         """A new runner on a library that is compiled for it: inner values are no longer there in this one."""
@@ -110,10 +113,12 @@ class TvmRunner(Runner):
         """
         if self._target.emulator == "cpu":
             raise GraphoptError(f"{self.folder}: times under an emulator say nothing; bench it on a machine with a GPU")
+        from graphopt.targets.onnxruntime.wire import pack
+
         check_feeds(feeds, self.inputs, self.outputs)
         bound = self._bound
         if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):
-            self._child.ask("binding feeds of", {"op": "bind"}, feeds)
+            self._child.ask("binding feeds of", {"op": "bind"}, {name: pack(value) for name, value in feeds.items()})
             self._bound = dict(feeds)
         return list(self._child.ask("timing", {"op": "time", "n": n})[0]["seconds"])
 

@@ -138,6 +138,26 @@ def test_outputs_that_no_node_computes(text: str, target: str, tmp_path: Path) -
         assert min(runner.time(feeds, 2)) > 0
 
 
+def words(*items: str) -> np.ndarray:
+    return np.array(items, dtype=object)
+
+
+def test_text_and_sequences_pass_by_the_library(tmp_path: Path) -> None:
+    text = "(float[4,4] x, string[2] s, seq(float[2]) q) => (float[4,4] y, string[2] s) <float[4,4] w> "
+    write(from_text(HEAD + text + "{ y = MatMul(x, w) }"), tmp_path / "model.onnx")
+    with pytest.raises(GraphoptError, match=r"does not take 's', which is tensor\(string\).*fallback=onnxruntime"):
+        driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "no", Options(repro=None))
+    artifact = driver.compile(tmp_path / "model.onnx", "tvm{threads=1 fallback=onnxruntime}", tmp_path / "build")
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    feeds = {"x": np.ones((4, 4), np.float32), "q": [np.ones(2, np.float32)]}
+    with runnable(tmp_path / "build").open() as runner:
+        assert [spec.type for spec in runner.inputs] == ["tensor(float)", "tensor(string)", "seq(tensor(float))"]
+        for given in (words("a", "b"), np.array(["a", "b"])):
+            assert list(runner.run({**feeds, "s": given})["s"]) == ["a", "b"]
+        with pytest.raises(GraphoptError, match=r"'s' is tensor\(string\), the feed is tensor\(float\)"):
+            runner.run({**feeds, "s": np.ones(2, np.float32)})
+
+
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:
     [snippet] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "tvm.md").read_text(), re.MULTILINE | re.DOTALL)
     np.save(tmp_path / "x.npy", x())
