@@ -94,7 +94,8 @@ def compile_model(
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
     specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
-    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch)
+    defaults = tuple(value.name or "" for value in graph.inputs if value.is_initializer())
+    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch, defaults)
     plan.write(folder)
     details = {
         "machine": machine.to_json(),

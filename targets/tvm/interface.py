@@ -9,9 +9,43 @@ from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.targets.onnxruntime.wire import EXOTIC
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graphopt.target import Feeds, TensorSpec
+    from graphopt.targets.tvm.plan import ExecutionPlan
 
 _TYPES = {"float32": "float", "float64": "double", **{element.ml_dtype: name for name, element in EXOTIC.items()}}
+
+
+class Interface:
+    """Completes feeds by the defaults of inputs that may be left out, and checks them."""
+
+    def __init__(self, folder: Path, plan: ExecutionPlan) -> None:
+        self._folder, self._plan = folder, plan
+        self._defaults: dict[str, Any] | None = None
+
+    def complete(self, feeds: Feeds, wanted: Sequence[str] | None = None) -> dict[str, Any]:
+        """Feeds for all inputs; the same arrays for the same feeds.
+
+        Raises:
+            GraphoptError: as for `check_feeds`, or the model with the defaults is missing.
+        """
+        if self._defaults is None:
+            self._defaults = _defaults(self._folder, self._plan.defaults)
+        out = {**self._defaults, **feeds}
+        check_feeds(out, self._plan.inputs, self._plan.outputs, wanted)
+        return out
+
+
+def _defaults(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    from graphopt.frontends.onnx import load
+    from graphopt.targets.tvm.plan import MODEL
+
+    if not names:
+        return {}
+    there = load(folder / MODEL).graph.initializers
+    tensors = {name: there[name].const_value for name in names if name in there}
+    return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def check_feeds(

@@ -11,7 +11,7 @@ from graphopt.errors import GraphoptError
 from graphopt.target import Runner
 from graphopt.targets.child import Child
 from graphopt.targets.tvm.gpu.driver import why_not
-from graphopt.targets.tvm.interface import check_feeds
+from graphopt.targets.tvm.interface import Interface
 from graphopt.targets.tvm.machine import foreign, missing_flags, of
 from graphopt.targets.tvm.plan import MODEL, SOURCE, ExecutionPlan, read_plan
 from graphopt.targets.tvm.settings import TvmSettings
@@ -53,7 +53,8 @@ class TvmRunner(Runner):
         missing = why_not(plan.arch) if plan.arch and not emulated else None
         if missing is not None:
             raise GraphoptError(f"{folder}: the code is made for {plan.arch}: {missing}")
-        self.folder, self.inputs, self.outputs = folder, plan.inputs, plan.outputs
+        self.folder, self.inputs, self.outputs = folder, plan.required, plan.outputs
+        self._interface = Interface(folder, plan)
         self._target, self._settings = target, settings
         self._limits: dict[str, Any] = {"time_limit": time_limit, "memory_limit": memory_limit}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -79,7 +80,7 @@ class TvmRunner(Runner):
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
         from graphopt.targets.onnxruntime.wire import pack, unpack
 
-        check_feeds(feeds, self.inputs, self.outputs, outputs)
+        feeds = self._interface.complete(feeds, outputs)
         header = {"op": "run", "outputs": None if outputs is None else list(outputs)}
         results = self._child.ask("running", header, {name: pack(value) for name, value in feeds.items()})[1]
         return {name: unpack(value) for name, value in results.items()}
@@ -115,7 +116,7 @@ class TvmRunner(Runner):
             raise GraphoptError(f"{self.folder}: times under an emulator say nothing; bench it on a machine with a GPU")
         from graphopt.targets.onnxruntime.wire import pack
 
-        check_feeds(feeds, self.inputs, self.outputs)
+        feeds = self._interface.complete(feeds)
         bound = self._bound
         if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):
             self._child.ask("binding feeds of", {"op": "bind"}, {name: pack(value) for name, value in feeds.items()})

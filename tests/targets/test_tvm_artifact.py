@@ -158,6 +158,21 @@ def test_text_and_sequences_pass_by_the_library(tmp_path: Path) -> None:
             runner.run({**feeds, "s": np.ones(2, np.float32)})
 
 
+def test_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:
+    text = "(float[4,4] x, float[4,4] w) => (float[4,4] y) <float[4,4] w> { y = MatMul(x, w) }"
+    write(from_text(HEAD + text), tmp_path / "model.onnx")
+    artifact = driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "build", Options(repro=None))
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    feeds, other = {"x": np.eye(4, dtype=np.float32)}, np.full((4, 4), 2, np.float32)
+    with open_runner(tmp_path / "model.onnx") as reference, runnable(tmp_path / "build").open() as runner:
+        assert [spec.name for spec in runner.inputs] == ["x"]
+        np.testing.assert_allclose(runner.run(feeds)["y"], reference.run(feeds)["y"], rtol=1e-5)
+        np.testing.assert_array_equal(runner.run({**feeds, "w": other})["y"], other)
+        with pytest.raises(GraphoptError, match="no value is given for input 'x'"):
+            runner.run({"w": other})
+        assert len(runner.time(feeds, 2)) == 2
+
+
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:
     [snippet] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "tvm.md").read_text(), re.MULTILINE | re.DOTALL)
     np.save(tmp_path / "x.npy", x())
