@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 
 from graphopt import driver
@@ -171,6 +172,34 @@ def test_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:
         with pytest.raises(GraphoptError, match="no value is given for input 'x'"):
             runner.run({"w": other})
         assert len(runner.time(feeds, 2)) == 2
+
+
+def test_verify_runs_the_library_on_either_side(compiled: Path, tmp_path: Path) -> None:
+    from graphopt.frontends.onnx import file_hash
+
+    source = (compiled / "net.onnx").read_bytes()
+    other = from_text(NET)
+    other.graph.initializers["b"].const_value = onnx_ir.tensor(np.full(4, 9, np.float32), name="b")
+    write(other, tmp_path / "other.onnx")
+    driver.compile(tmp_path / "other.onnx", "tvm{threads=1}", tmp_path / "bad")
+    (tmp_path / "bad" / "model.onnx").write_bytes(source)
+    manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = file_hash(tmp_path / "bad" / "model.onnx")
+    (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest))
+    good = compiled / "build"
+    for a, b in ((tmp_path / "bad", compiled / "net.onnx"), (tmp_path / "bad", good), (good, tmp_path / "bad")):
+        rows = verify_files(a, b)
+        assert [row["subject"] for row in rows if row["status"] == "failed"] != [], rows
+        assert all("differs by" in row["reason"] for row in rows if row["status"] == "failed"), rows
+    assert {row["status"] for row in verify_files(good, compiled / "net.onnx")} == {"passed"}
+
+
+def test_verify_says_why_code_does_not_run_here(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.targets.tvm.target.Tvm.available", lambda self: "this CPU lacks avx9")
+    for pair in ((compiled / "build",), (compiled / "net.onnx", compiled / "build"), (compiled / "build",) * 2):
+        rows = [row for row in verify_files(*pair) if row["check"] == "numerics"]
+        assert {row["status"] for row in rows} == {"not-checked"}, rows
+        assert all("not run on the target (this CPU lacks avx9); it passed on the CPU" in row["reason"] for row in rows)
 
 
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:
