@@ -1,4 +1,4 @@
-"""Feeds against the interface of a compiled model: generated code reads what it is given without looking, and all of it."""
+"""Feeds against the interface of a compiled model: generated code reads all that it is given, without looking."""
 
 from __future__ import annotations
 
