@@ -405,7 +405,9 @@ class _Job:
 
     def judge(self, numbers: Numbers) -> None:
         if numbers.status == "failed":
-            raise VerificationError(f"numerics failed: {numbers.reason}; find the rewrite with: graphopt bisect")
+            differ = bool(numbers.details.get("outputs"))  # what could not be run has none
+            hint = "; find the rewrite with: graphopt bisect" if differ else ""
+            raise VerificationError(f"numerics failed: {numbers.reason}{hint}")
         if numbers.status == "not-checked" and self.options.require_numerics:
             raise VerificationError(f"--require-numerics: the numbers were not checked: {numbers.reason}")
 

@@ -11,7 +11,7 @@ from graphopt.checks import Check
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import capture, model_file
 from graphopt.numerics import ToleranceClass
-from graphopt.running import runnable
+from graphopt.running import Runnable, runnable
 
 Row = dict[str, Any]
 
@@ -39,14 +39,26 @@ def verify_files(
     subject = f"{a} and {b}" if b is not None else f"{a} twice"
     if any(row["status"] == "failed" for row in rows):
         return [*rows, _row("numerics", subject, "not-checked", "an earlier check failed")]
+    if b is None or _has_library(a):  # the reference is the model in A: the library beside it must compute the same
+        rows.append(_numbers(f"{a} twice", a, runnable(a), data, "exact"))
+    if b is not None:
+        rows.append(_numbers(subject, a, runnable(b), data, tolerance))
+    return rows
+
+
+def _has_library(source: str | Path) -> bool:
+    return Path(source).is_dir() and runnable(source).model not in (None, runnable(source).path)
+
+
+def _numbers(subject: str, a: str | Path, last: Runnable, data: Path | None, tolerance: ToleranceClass) -> Row:
+    """The row of one comparison with the model in A. Code that does not run here stands aside for its model."""
     first = model_file(a)
     model, origin = capture(first)
+    path = last.path if last.target.available() is None else last.graph
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         check = Check(model, origin, data, Path(scratch), lambda: capture(first)[0])
-        last = runnable(a if b is None else b)
-        report = check.compare(last.path, tolerance if b is not None else "exact", last.target, last.settings)
-    rows.append(_row("numerics", subject, report.status, report.reason, report.to_json()))
-    return rows
+        report = check.compare(path, tolerance, last.target, last.settings)
+    return _row("numerics", subject, report.status, report.reason, report.to_json())
 
 
 def _static(source: str | Path) -> list[Row]:

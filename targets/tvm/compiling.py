@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis.shapes import Shapes
 from graphopt.errors import GraphoptError
+from graphopt.ir.constants import is_const
 from graphopt.target import TensorSpec
 from graphopt.targets.tvm.lowering.graph import unsupported
-from graphopt.targets.tvm.lowering.table import broadcasts
-from graphopt.targets.tvm.partition import Piece, boundary_bytes, partition
+from graphopt.targets.tvm.lowering.table import ALL, broadcasts
+from graphopt.targets.tvm.lowering.view import dtype_name
+from graphopt.targets.tvm.partition import Piece, boundary_bytes, one_piece, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
 from graphopt.targets.tvm.sizes import size_report
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 Choices = Mapping[str, list[Any]]
 """How contractions are cut: the JSON form of a choice by the text of its workload (targets/tvm/cpu/choices.py)."""
+_HINT = "tvm{fallback=onnxruntime} leaves what it does not take to ONNX Runtime"
 COMPILE_SECONDS = 1800.0
 """A compiler that takes longer is stopped."""
 
@@ -68,17 +71,22 @@ def compile_model(
     refused = unsupported(model, shapes)
     if refused and not fallback:
         raise _refusal(refused, model)
-    pieces = partition(model, shapes, [node for node, _ in refused])
-    if pieces and not any(piece.runtime == "tvm" for piece in pieces):
+    foreign = _foreign(model)
+    if foreign and not fallback:
+        kind = _spec(foreign[0]).type
+        raise GraphoptError(f"TVM does not take {foreign[0].name!r}, which is {kind}, as input or output; {_HINT}")
+    whole = not refused and not foreign
+    pieces = [one_piece(model)] if whole else partition(model, shapes, [node for node, _ in refused])
+    if not any(piece.runtime == "tvm" for piece in pieces):
         raise GraphoptError(
-            f"no part of the model is worth compiling with TVM: it does not take {_summary(refused)}; use --target cpu"
+            f"no part of the model is worth compiling with TVM: it does not take {_summary(refused) or 'its inputs'}; "
+            "use --target cpu"
         )
     parts: list[Part] = []
     files: list[str] = []
     rows: list[dict[str, Any]] = []
     workloads: Counter[str] = Counter()
     for number, piece in enumerate(pieces):
-        whole = len(pieces) == 1
         part, names, told = _compile_piece(model, piece, shapes, folder, machine, threads, number, whole, choices)
         workloads.update(told.pop("workloads", {}))
         parts.append(part)
@@ -86,7 +94,8 @@ def compile_model(
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
     specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
-    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch)
+    defaults = tuple(value.name or "" for value in graph.inputs if value.is_initializer())
+    plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch, defaults)
     plan.write(folder)
     details = {
         "machine": machine.to_json(),
@@ -113,12 +122,19 @@ def _taken_as_equal(pieces: Sequence[Piece], shapes: Shapes) -> list[str]:
     ]
 
 
+def _foreign(model: ir.Model) -> list[ir.Value]:
+    """Inputs, and outputs that are constants, of a type that no library has; nodes answer for the others."""
+    from graphopt import ir
+
+    ends = (*model.graph.inputs, *(value for value in model.graph.outputs if is_const(value)))
+    return [value for value in ends if not isinstance(value.type, ir.TensorType) or dtype_name(value) not in ALL]
+
+
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
     first, reason = refused[0]
-    hint = "tvm{fallback=onnxruntime} leaves such nodes to ONNX Runtime"
     return GraphoptError(
         f"TVM does not take {len(refused)} of {len(model.graph)} nodes ({_summary(refused)}), first "
-        f"{first.name or first.op_type!r}: {reason}; {hint}; all of them: graphopt inspect --target tvm"
+        f"{first.name or first.op_type!r}: {reason}; {_HINT}; all of them: graphopt inspect --target tvm"
     )
 
 
@@ -133,8 +149,7 @@ def _compile_piece(
 ) -> tuple[Part, tuple[str, ...], dict[str, Any]]:  # fmt: skip
     from graphopt.ir.writer import write
 
-    values = (model.graph.inputs, model.graph.outputs) if whole else (piece.inputs, piece.outputs)
-    inputs, outputs = (tuple(value.name or "" for value in side) for side in values)
+    inputs, outputs = (tuple(value.name or "" for value in side) for side in (piece.inputs, piece.outputs))
     if piece.runtime == "onnxruntime":
         name = f"part{number}.onnx"
         part = extract(model, piece, shapes)
@@ -186,6 +201,19 @@ def compile_library(model: Path, library: Path, machine: Machine, choices: Choic
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    from graphopt import ir
+
     shape = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    dtype = value.dtype.name.lower() if value.dtype is not None else "undefined"
-    return TensorSpec(value.name or "", f"tensor({dtype})", shape)
+    is_tensor = value.type is None or isinstance(value.type, ir.TensorType)
+    return TensorSpec(value.name or "", _type_text(value.type), shape if is_tensor else None)
+
+
+def _type_text(kind: ir.TypeProtocol | None) -> str:
+    """A type as ONNX Runtime spells it."""
+    from graphopt import ir
+
+    if isinstance(kind, ir.SequenceType):
+        return f"seq({_type_text(kind.elem_type)})"
+    if isinstance(kind, ir.OptionalType):
+        return f"optional({_type_text(kind.elem_type)})"
+    return f"tensor({kind.dtype.name.lower() if kind is not None else 'undefined'})"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.target import Runner
-from graphopt.targets.tvm.interface import check_feeds
+from graphopt.targets.tvm.interface import Interface
 from graphopt.targets.tvm.plan import MODEL, Part, read_plan
 from graphopt.targets.tvm.runner import compile_into
 from graphopt.targets.tvm.runtime import PROGRAM, runtime_for
@@ -42,7 +42,8 @@ class EmulatedRunner(Runner):
         """Raises GraphoptError: no plan, no emulator, or no runtime for the machine."""
         self.folder, self._target, self._threads = folder, target, threads
         self._plan = read_plan(folder)
-        self.inputs, self.outputs = self._plan.inputs, self._plan.outputs
+        self.inputs, self.outputs = self._plan.required, self._plan.outputs
+        self._interface = Interface(folder, self._plan)
         program = emulator(self._plan.triple)
         if program is None:
             raise GraphoptError("running code for another machine needs qemu-user: apt-get install qemu-user")
@@ -50,8 +51,7 @@ class EmulatedRunner(Runner):
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        check_feeds(feeds, self.inputs, self.outputs, outputs)
-        values: dict[str, Any] = dict(feeds)
+        values = self._interface.complete(feeds, outputs)
         for part in self._plan.parts:
             values.update(self._tvm(part, values) if part.runtime == "tvm" else self._here(part, values))
         names = outputs if outputs is not None else [spec.name for spec in self.outputs]

@@ -4,14 +4,15 @@
 
 Parts are levels: a node's level is the largest of its operands' levels, plus one where the runtime changes. Edges never
 go to a lower level, so no path leaves a part and comes back. Of the earliest and the latest such levels, the one whose
-values between parts are fewer bytes is taken.
+values between parts are fewer bytes is taken. A constant that is an output belongs to no level: a part of ONNX Runtime
+has it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.ir.constants import is_const
@@ -42,8 +43,14 @@ class Piece:
     outputs: tuple[ir.Value, ...]
 
 
+def one_piece(model: ir.Model) -> Piece:
+    """All of a model as one part, for TVM."""
+    nodes = tuple(node for node in model.graph if not _is_constant(node))
+    return Piece("tvm", nodes, tuple(model.graph.inputs), tuple(model.graph.outputs))
+
+
 def partition(model: ir.Model, shapes: Shapes, refused: Iterable[ir.Node]) -> list[Piece]:
-    """The parts in the order in which they run."""
+    """The parts in the order in which they run; none where the model has neither nodes nor constants as outputs."""
     nodes = [node for node in model.graph if not _is_constant(node)]
     graph = dependencies(nodes)
     theirs = set(refused)
@@ -53,7 +60,7 @@ def partition(model: ir.Model, shapes: Shapes, refused: Iterable[ir.Node]) -> li
         pieces = min(choices, key=lambda found: (len(found), boundary_bytes(found, shapes) or 0))
         poor = [piece for piece in pieces if piece.runtime == "tvm" and len(pieces) > 1 and not _pays(piece)]
         if not poor:
-            return pieces
+            return _with_constants(pieces, model)
         runtime.update(dict.fromkeys(min(poor, key=lambda piece: len(piece.nodes)).nodes, "onnxruntime"))
 
 
@@ -91,7 +98,7 @@ def boundary_bytes(pieces: Iterable[Piece], shapes: Shapes) -> int | None:
     total = 0
     for piece in pieces:
         for value in piece.inputs:
-            if value not in made:
+            if value not in made or value.is_graph_input():
                 continue
             static = shapes.static(value)
             if static is None or value.dtype is None or value.dtype.name == "STRING":
@@ -138,6 +145,17 @@ def _pieces(
         outputs = [out for out in made if out in wanted or readers.get(out, set()) - {number}]
         pieces.append(Piece(runtime[members[0]], tuple(members), tuple(inputs), tuple(outputs)))
     return pieces
+
+
+def _with_constants(pieces: list[Piece], model: ir.Model) -> list[Piece]:
+    """The parts, one of which has the outputs that are constants. ONNX Runtime's do: they hold any type."""
+    constants = tuple(dict.fromkeys(value for value in model.graph.outputs if is_const(value)))
+    if not constants:
+        return pieces
+    for index, piece in enumerate(pieces):
+        if piece.runtime == "onnxruntime":
+            return [*pieces[:index], replace(piece, outputs=(*piece.outputs, *constants)), *pieces[index + 1 :]]
+    return [*pieces, Piece("onnxruntime", (), (), constants)]
 
 
 def _pays(piece: Piece) -> bool:

@@ -39,6 +39,7 @@ class ExecutionPlan:
     Attributes:
         isa, triple: instruction set and kind of the CPU that runs them, or that launches their kernels.
         arch: the GPU that the kernels are made for (`sm_90`); "" for none.
+        defaults: names of inputs that may be left out: their values are initializers of the model beside the plan.
     """
 
     isa: Isa
@@ -47,6 +48,12 @@ class ExecutionPlan:
     outputs: tuple[TensorSpec, ...]
     parts: tuple[Part, ...]
     arch: str = ""
+    defaults: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[TensorSpec, ...]:
+        """Inputs that must be given."""
+        return tuple(spec for spec in self.inputs if spec.name not in self.defaults)
 
     def write(self, folder: Path) -> None:
         data = {
@@ -57,6 +64,7 @@ class ExecutionPlan:
             "arch": self.arch,
             "inputs": [[spec.name, spec.type, spec.shape] for spec in self.inputs],
             "outputs": [[spec.name, spec.type, spec.shape] for spec in self.outputs],
+            "defaults": self.defaults,
             "parts": [vars(part) for part in self.parts],
         }
         (folder / PLAN).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -81,7 +89,8 @@ def read_plan(folder: Path) -> ExecutionPlan:
         if data["isa"] not in get_args(Isa):
             raise ValueError(f"instruction set {data['isa']!r}")
         inputs, outputs, arch = _specs(data["inputs"]), _specs(data["outputs"]), str(data.get("arch", ""))
-        plan = ExecutionPlan(data["isa"], data["triple"], inputs, outputs, parts, arch)
+        defaults = tuple(data.get("defaults", ()))
+        plan = ExecutionPlan(data["isa"], data["triple"], inputs, outputs, parts, arch, defaults)
     except (KeyError, TypeError, ValueError) as error:
         raise GraphoptError(f"{folder}: {PLAN} is damaged ({error}); compile the model again") from None
     for part in plan.parts:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import GraphoptError
 from graphopt.target import Place, Runner
 from graphopt.targets.child import Child
-from graphopt.targets.tvm.interface import check_feeds
+from graphopt.targets.tvm.interface import Interface
 from graphopt.targets.tvm.plan import LIBRARY, read_plan
 from graphopt.targets.tvm.settings import TvmSettings
 
@@ -120,14 +120,15 @@ class _RemoteRunner(Runner):
 
     def __init__(self, machine: RemoteMachine, folder: Path, number: int, settings: TvmSettings) -> None:
         plan = read_plan(folder)
-        self.inputs, self.outputs = plan.inputs, plan.outputs
+        self.inputs, self.outputs = plan.required, plan.outputs
+        self._interface, self._order = Interface(folder, plan), [spec.name for spec in plan.inputs]
         self._machine, self._folder, self._number = machine, folder, number
         self._bound: dict[str, Any] | None = None
         header = {"op": "load", "library": str(folder / LIBRARY), "threads": settings.threads}
         self._ask("loading", header)
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        check_feeds(feeds, self.inputs, self.outputs, outputs)
+        feeds = self._interface.complete(feeds, outputs)
         self._bound = None
         values = self._ask("running", {"op": "run"}, self._ordered(feeds))[1]
         named = {spec.name: values[str(index)] for index, spec in enumerate(self.outputs)}
@@ -137,7 +138,7 @@ class _RemoteRunner(Runner):
         raise GraphoptError(f"{self._folder}: inner values are not looked at on remote machines")
 
     def time(self, feeds: Feeds, n: int) -> list[float]:
-        check_feeds(feeds, self.inputs, self.outputs)
+        feeds = self._interface.complete(feeds)
         bound = self._bound
         if bound is None or any(bound.get(name) is not value for name, value in feeds.items()):
             self._ask("binding feeds of", {"op": "bind"}, self._ordered(feeds))
@@ -153,4 +154,4 @@ class _RemoteRunner(Runner):
 
     def _ordered(self, feeds: Feeds) -> dict[str, Any]:
         """Values by the place of their input: the library knows no names."""
-        return {str(index): feeds[spec.name] for index, spec in enumerate(self.inputs)}
+        return {str(index): feeds[name] for index, name in enumerate(self._order)}

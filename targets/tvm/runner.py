@@ -11,7 +11,7 @@ from graphopt.errors import GraphoptError
 from graphopt.target import Runner
 from graphopt.targets.child import Child
 from graphopt.targets.tvm.gpu.driver import why_not
-from graphopt.targets.tvm.interface import check_feeds
+from graphopt.targets.tvm.interface import Interface
 from graphopt.targets.tvm.machine import foreign, missing_flags, of
 from graphopt.targets.tvm.plan import MODEL, SOURCE, ExecutionPlan, read_plan
 from graphopt.targets.tvm.settings import TvmSettings
@@ -53,7 +53,8 @@ class TvmRunner(Runner):
         missing = why_not(plan.arch) if plan.arch and not emulated else None
         if missing is not None:
             raise GraphoptError(f"{folder}: the code is made for {plan.arch}: {missing}")
-        self.folder, self.inputs, self.outputs = folder, plan.inputs, plan.outputs
+        self.folder, self.inputs, self.outputs = folder, plan.required, plan.outputs
+        self._interface = Interface(folder, plan)
         self._target, self._settings = target, settings
         self._limits: dict[str, Any] = {"time_limit": time_limit, "memory_limit": memory_limit}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -77,9 +78,12 @@ class TvmRunner(Runner):
         self.load_seconds: float = header["load_seconds"]
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Arrays:
-        check_feeds(feeds, self.inputs, self.outputs, outputs)
+        from graphopt.targets.onnxruntime.wire import pack, unpack
+
+        feeds = self._interface.complete(feeds, outputs)
         header = {"op": "run", "outputs": None if outputs is None else list(outputs)}
-        return self._child.ask("running", header, feeds)[1]
+        results = self._child.ask("running", header, {name: pack(value) for name, value in feeds.items()})[1]
+        return {name: unpack(value) for name, value in results.items()}
 
     def with_taps(self, values: Sequence[str]) -> Runner:
         """A new runner on a library that is compiled for it: inner values are no longer there in this one."""
@@ -110,10 +114,12 @@ class TvmRunner(Runner):
         """
         if self._target.emulator == "cpu":
             raise GraphoptError(f"{self.folder}: times under an emulator say nothing; bench it on a machine with a GPU")
-        check_feeds(feeds, self.inputs, self.outputs)
+        from graphopt.targets.onnxruntime.wire import pack
+
+        feeds = self._interface.complete(feeds)
         bound = self._bound
         if bound is None or bound.keys() != feeds.keys() or any(bound[name] is not feeds[name] for name in feeds):
-            self._child.ask("binding feeds of", {"op": "bind"}, feeds)
+            self._child.ask("binding feeds of", {"op": "bind"}, {name: pack(value) for name, value in feeds.items()})
             self._bound = dict(feeds)
         return list(self._child.ask("timing", {"op": "time", "n": n})[0]["seconds"])
 

@@ -13,6 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 
 from graphopt import driver
@@ -38,6 +39,11 @@ MIXED = """<ir_version: 10, opset_import: ["" : 21]>
 agraph (float[2,4,4] x) => (float[2,4,4] y, float[2] d) <float[4,4] w, float[4,4] v>
 { [first] a = MatMul(x, w) [act] r = Relu(a) [det] d = Det(r) axes = Constant<value_ints=[1, 2]>()
   [wide] u = Unsqueeze(d, axes) [add] s = Add(r, u) [last] y = MatMul(s, v) }"""
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]>\nagraph '
+SPLIT = """ <float[4,4] w, float[4,4] v>
+{ k = Constant<value_floats=[1.0, 2.0]>() t = Constant<value_strings=["a", "b"]>()
+  a = MatMul(x, w) z = NonZero(a) c = Cast<to=1>(z) s = ReduceSum<keepdims=0>(c) d = Add(a, s) y = MatMul(d, v) }"""
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +115,93 @@ def test_nodes_that_tvm_lacks_go_to_onnx_runtime(tmp_path: Path) -> None:
     assert [item["op"] for item in lowering["fallback"]] == ["Det"]
     with runnable(tmp_path / "build").open() as runner:
         assert list(runner.run({"x": np.ones((2, 4, 4), np.float32)})) == ["y", "d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("(float[4,4] x) => (float[4,4] y, float[2] k, string[2] t)" + SPLIT, "tvm{threads=1 fallback=onnxruntime}"),
+        ("(float[4,4] x) => (float[4,4] w, float[4,4] x, float[4,4] y)" + SPLIT, "tvm{threads=1 fallback=onnxruntime}"),
+        ("(float[4,4] x) => (float[2] k, float[3] w) <float[3] w> { k = Constant<value_floats=[1.0, 2.0]>() }", "tvm"),
+        ("() => (float[2] k) { k = Constant<value_floats=[1.0, 2.0]>() }", "tvm"),
+        ("(float[4,4] x) => (float[4,4] x) { }", "tvm"),
+    ],
+)
+def test_outputs_that_no_node_computes(text: str, target: str, tmp_path: Path) -> None:
+    write(from_text(HEAD + text), tmp_path / "model.onnx")
+    artifact = driver.compile(tmp_path / "model.onnx", target, tmp_path / "build", Options(repro=None))
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    assert (artifact.manifest["main"] == "model.so") == (target == "tvm")
+    feeds = {name: np.ones((4, 4), np.float32) for name in ["x"] if "float[4,4] x) =>" in text}
+    with open_runner(tmp_path / "model.onnx") as reference, runnable(tmp_path / "build").open() as runner:
+        expected, got = reference.run(feeds), runner.run(feeds)
+        assert list(got) == list(expected)
+        for name in [name for name in expected if name != "y"]:
+            np.testing.assert_array_equal(got[name], expected[name])
+        assert min(runner.time(feeds, 2)) > 0
+
+
+def words(*items: str) -> np.ndarray:
+    return np.array(items, dtype=object)
+
+
+def test_text_and_sequences_pass_by_the_library(tmp_path: Path) -> None:
+    text = "(float[4,4] x, string[2] s, seq(float[2]) q) => (float[4,4] y, string[2] s) <float[4,4] w> "
+    write(from_text(HEAD + text + "{ y = MatMul(x, w) }"), tmp_path / "model.onnx")
+    with pytest.raises(GraphoptError, match=r"does not take 's', which is tensor\(string\).*fallback=onnxruntime"):
+        driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "no", Options(repro=None))
+    artifact = driver.compile(tmp_path / "model.onnx", "tvm{threads=1 fallback=onnxruntime}", tmp_path / "build")
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    feeds = {"x": np.ones((4, 4), np.float32), "q": [np.ones(2, np.float32)]}
+    with runnable(tmp_path / "build").open() as runner:
+        assert [spec.type for spec in runner.inputs] == ["tensor(float)", "tensor(string)", "seq(tensor(float))"]
+        for given in (words("a", "b"), np.array(["a", "b"])):
+            assert list(runner.run({**feeds, "s": given})["s"]) == ["a", "b"]
+        with pytest.raises(GraphoptError, match=r"'s' is tensor\(string\), the feed is tensor\(float\)"):
+            runner.run({**feeds, "s": np.ones(2, np.float32)})
+
+
+def test_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:
+    text = "(float[4,4] x, float[4,4] w) => (float[4,4] y) <float[4,4] w> { y = MatMul(x, w) }"
+    write(from_text(HEAD + text), tmp_path / "model.onnx")
+    artifact = driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "build", Options(repro=None))
+    assert artifact.manifest["numerics"]["status"] == "passed"
+    feeds, other = {"x": np.eye(4, dtype=np.float32)}, np.full((4, 4), 2, np.float32)
+    with open_runner(tmp_path / "model.onnx") as reference, runnable(tmp_path / "build").open() as runner:
+        assert [spec.name for spec in runner.inputs] == ["x"]
+        np.testing.assert_allclose(runner.run(feeds)["y"], reference.run(feeds)["y"], rtol=1e-5)
+        np.testing.assert_array_equal(runner.run({**feeds, "w": other})["y"], other)
+        with pytest.raises(GraphoptError, match="no value is given for input 'x'"):
+            runner.run({"w": other})
+        assert len(runner.time(feeds, 2)) == 2
+
+
+def test_verify_runs_the_library_on_either_side(compiled: Path, tmp_path: Path) -> None:
+    from graphopt.frontends.onnx import file_hash
+
+    source = (compiled / "net.onnx").read_bytes()
+    other = from_text(NET)
+    other.graph.initializers["b"].const_value = onnx_ir.tensor(np.full(4, 9, np.float32), name="b")
+    write(other, tmp_path / "other.onnx")
+    driver.compile(tmp_path / "other.onnx", "tvm{threads=1}", tmp_path / "bad")
+    (tmp_path / "bad" / "model.onnx").write_bytes(source)
+    manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = file_hash(tmp_path / "bad" / "model.onnx")
+    (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest))
+    good = compiled / "build"
+    for a, b in ((tmp_path / "bad", compiled / "net.onnx"), (tmp_path / "bad", good), (good, tmp_path / "bad")):
+        rows = verify_files(a, b)
+        assert [row["subject"] for row in rows if row["status"] == "failed"] != [], rows
+        assert all("differs by" in row["reason"] for row in rows if row["status"] == "failed"), rows
+    assert {row["status"] for row in verify_files(good, compiled / "net.onnx")} == {"passed"}
+
+
+def test_verify_says_why_code_does_not_run_here(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.targets.tvm.target.Tvm.available", lambda self: "this CPU lacks avx9")
+    for pair in ((compiled / "build",), (compiled / "net.onnx", compiled / "build"), (compiled / "build",) * 2):
+        rows = [row for row in verify_files(*pair) if row["check"] == "numerics"]
+        assert {row["status"] for row in rows} == {"not-checked"}, rows
+        assert all("not run on the target (this CPU lacks avx9); it passed on the CPU" in row["reason"] for row in rows)
 
 
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:

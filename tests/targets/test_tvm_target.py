@@ -145,6 +145,18 @@ def test_a_small_part_without_products_is_not_worth_a_boundary() -> None:
     assert [(piece.runtime, len(piece.nodes)) for piece in pieces] == [("onnxruntime", 3), ("tvm", 1)]
 
 
+def test_a_constant_output_is_in_a_part_of_onnx_runtime() -> None:
+    text = """(float[4,4] x) => (float[4,4] z, float[2] k, float[4,4] x) { k = Constant<value_floats=[1.0, 2.0]>()
+        a = MatMul(x, x) b = Hardmax(a) z = MatMul(b, x) }"""
+    made, _, pieces = split(text)
+    assert [[value.name for value in piece.outputs] for piece in pieces] == [["a"], ["b", "k"], ["z"]]
+    alone = partition(made, Shapes(made).infer(), [])
+    assert [(piece.runtime, [value.name for value in piece.outputs]) for piece in alone] == [
+        ("tvm", ["z"]),
+        ("onnxruntime", ["k"]),
+    ]
+
+
 def test_without_tvm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     target = make_target("tvm{isa=avx2}")

@@ -12,8 +12,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import graphopt
-from graphopt import ir
+from graphopt import driver, ir
 from graphopt.blame import bisect
+from graphopt.checks import Numbers
+from graphopt.driver import Options
+from graphopt.errors import VerificationError
 from graphopt.ir.text import from_text
 from graphopt.manager import registry
 from graphopt.manager.base import Pass
@@ -113,3 +116,14 @@ def test_bisect_does_not_blame_rounding_for_a_broken_rule(tmp_path: Path, monkey
     blame = bisect(path, options=graphopt.Options(passes="fuse-matmul-scale,break-names", repro=None))
     assert blame.rewrite is not None
     assert (blame.rewrite.pass_name, blame.rewrite.number) == ("break-names", 2)
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_only_numbers_that_differ_are_a_matter_for_bisect(differs: bool, tmp_path: Path) -> None:
+    text = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
+    path = save_text(tmp_path / "model.onnx", text)
+    job = driver._Job(path, None, Options(), tmp_path)
+    details = {"outputs": [{"name": "y"}] if differs else []}
+    with pytest.raises(VerificationError) as caught:
+        job.judge(Numbers("failed", "the reason", details=details))
+    assert ("graphopt bisect" in str(caught.value)) is differs
