@@ -226,9 +226,9 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "numerics passed by cosine>=0.9" in err
     assert "metric   metric.py:hits: float 0." in err
     with pytest.raises(SystemExit) as done:
-        main([*words, "--gate", "top1>=1.1", "-o", "nothing"])
+        main([*words, "--gate", "sqnr>=200", "-o", "nothing"])
     assert done.value.code == 3
-    assert "nearest is top1" in capsys.readouterr().err
+    assert "nearest is sqnr" in capsys.readouterr().err
 
 
 def test_latency_is_measured_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
