@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.feeds import bindings_of
 from graphopt.frontends.onnx import file_hash
-from graphopt.inputsizes import is_unnamed, size_of
 from graphopt.ir.hash import structural_hash
 from graphopt.ir.prefix import prefix
 from graphopt.ir.writer import write
 from graphopt.progress import Progress
 from graphopt.quantization.statistics import Statistics, TensorStats
 from graphopt.samples import BATCH, RANDOM, Samples, inputs_of, open_samples, random_samples
+from graphopt.slices import bytes_of, pack, sizes_in, value_bytes
 from graphopt.steady import channels_of
 from graphopt.target import RUN_BYTES, RUN_SECONDS
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from graphopt import ir
     from graphopt.driver import Options
     from graphopt.manager.calibration import Accumulator, PairAccumulator
@@ -256,7 +254,7 @@ class Calibrating:
             return found
         budget = self.max_memory // _SHARE
         sample = self._need_samples().peek()
-        sizes = {name: _size(value, _bindings(model, sample)) for name, value in values.items()}
+        sizes = {name: value_bytes(value, sizes_in(model, sample)) for name, value in values.items()}
         unknown = [name for name, size in sizes.items() if size is None]
         with _written(model, self._scratch) as path:
             if unknown:  # nobody can tell beforehand, so it is measured
@@ -264,8 +262,8 @@ class Calibrating:
                     sizes.update(runner.sizes(sample, unknown))
             total = sum(size or 0 for size in sizes.values())
             self._choose_batch(lambda: total)
-            times = max(1.0, _bytes(next(self.batches(limit))) / max(1, _bytes(sample)))
-            for part in _pack({name: (size or 0) * times for name, size in sizes.items()}, budget):
+            times = max(1.0, bytes_of(next(self.batches(limit))) / max(1, bytes_of(sample)))
+            for part in pack({name: (size or 0) * times for name, size in sizes.items()}, budget):
                 abreast = self._abreast(sum((sizes[name] or 0) * times for name in part)) if look is None else 1
                 found.update(self._slice(path, part, abreast, limit, look))
         return found
@@ -305,8 +303,8 @@ class Calibrating:
 
     def _sample_bytes(self) -> int:
         """Bytes of all values of the model on one sample, as far as they are known."""
-        bindings = _bindings(self._model, self._need_samples().peek())
-        return sum(_size(value, bindings) or 0 for node in self._model.graph for value in node.outputs)
+        bindings = sizes_in(self._model, self._need_samples().peek())
+        return sum(value_bytes(value, bindings) or 0 for node in self._model.graph for value in node.outputs)
 
     def _counted(self, limit: int | None) -> Iterator[tuple[dict[str, Any], int]]:
         samples = self._need_samples()
@@ -345,47 +343,6 @@ def _find(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
         if name not in there:
             raise GraphoptError(f"the main graph has no value {name!r}{did_you_mean(name, there)}")
     return {name: there[name] for name in names}
-
-
-def _bindings(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """What the symbolic dims of the inputs are in these feeds."""
-    found: dict[str, int] = {}
-    for value in model.graph.inputs:
-        shape = getattr(feeds.get(value.name or ""), "shape", ())
-        for dim, size in zip(value.shape or (), shape, strict=False):
-            if not isinstance(dim, int) and dim.value and not is_unnamed(dim):
-                found[dim.value] = size
-    return found
-
-
-def _bytes(feeds: Mapping[str, np.ndarray]) -> int:
-    return sum(getattr(value, "nbytes", 0) for value in feeds.values())
-
-
-def _size(value: ir.Value, bindings: Mapping[str, int]) -> int | None:
-    """Bytes of a value under bindings; None when that is not known beforehand."""
-    if value.shape is None or value.dtype is None:
-        return None
-    count = 1
-    for dim in value.shape:
-        size = size_of(dim, bindings)
-        if size is None:
-            return None
-        count *= size
-    return count * max(1, value.dtype.bitwidth // 8)
-
-
-def _pack(sizes: Mapping[str, float], budget: int) -> list[list[str]]:
-    """Names in groups whose sizes stay within the budget; a larger one is alone."""
-    parts: list[list[str]] = []
-    room = 0.0
-    for name, size in sizes.items():
-        if not parts or size > room:
-            parts.append([])
-            room = budget
-        parts[-1].append(name)
-        room -= size
-    return parts
 
 
 def open_calibration(options: Options, model: ir.Model, scratch: Path) -> Calibrating | None:

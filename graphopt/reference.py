@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.codes import FloatFacing, float_facing
 from graphopt.errors import GraphoptError, RuntimeDied
-from graphopt.ir.optable import RANDOM_OPS
 from graphopt.numerics import (
     TOLERANCES,
     Case,
@@ -28,6 +27,7 @@ from graphopt.numerics import (
     magnitude,
     rounding,
 )
+from graphopt.randomness import random_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -351,28 +351,6 @@ def _unseen(names: Sequence[str]) -> str:
         f"no finite element of output{'s' if len(names) > 1 else ''} {quoted} was compared: "
         "all feeds leave nothing there but NaN and infinities, or no element; give --data with other inputs"
     )
-
-
-def random_outputs(model: ir.Model) -> frozenset[str]:
-    """Names of the graph outputs that depend on an op whose results are random."""
-    tainted: set[int] = set()
-    for node in model.graph:
-        inner = [item for graph in _inner_graphs(node) for item in graph.all_nodes()]
-        function = model.functions.get(node.op_identifier())
-        inner += list(function.all_nodes()) if function is not None else []
-        is_random = any(item.op_type in RANDOM_OPS or _trains(item) for item in (node, *inner))
-        sources = [value for item in (node, *inner) for value in item.inputs if value is not None]
-        if is_random or any(id(value) in tainted for value in sources):
-            tainted.update(id(value) for value in node.outputs)
-    return frozenset(value.name or "" for value in model.graph.outputs if id(value) in tainted)
-
-
-def _inner_graphs(node: ir.Node) -> list[ir.Graph]:
-    return [item.as_graph() for item in node.attributes.values() if item.type.name == "GRAPH"]
-
-
-def _trains(node: ir.Node) -> bool:
-    return node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
 
 
 def _made_cases(model: ir.Model, runner: Runner, seed: int, notes: list[str]) -> list[Case]:

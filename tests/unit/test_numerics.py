@@ -15,7 +15,8 @@ from onnx import parser
 
 from graphopt.errors import GraphoptError
 from graphopt.numerics import TOLERANCES, Case, NumericsReport, RunSetting, ToleranceClass, compare, judge
-from graphopt.reference import Reference, random_outputs
+from graphopt.randomness import random_outputs
+from graphopt.reference import Reference
 from graphopt.target import Runner
 from graphopt.targets.onnxruntime.runner import runner_factory
 
