@@ -157,6 +157,17 @@ def test_random_outputs_are_not_compared(tmp_path: Path) -> None:
     assert (report.status, report.reason) == ("not-checked", "every output depends on a random op")
 
 
+def test_random_ops_are_seen_at_any_depth(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[4] x, bool c) => (float[4] y, float[4] z) {
+        y = If (c) <then_branch = t () => (float[4] a) { a = own.outer(x) }, else_branch = e () => (float[4] b) { b = Neg(x) }>
+        z = own.plain(x) }
+    <domain: "own", opset_import: ["" : 21, "own" : 1]> outer (x) => (y) { y = own.inner(x) }
+    <domain: "own", opset_import: ["" : 21]> inner (x) => (y) { y = RandomNormalLike(x) }
+    <domain: "own", opset_import: ["" : 21]> plain (x) => (y) { y = Neg(x) }"""
+    assert random_outputs(onnx_ir.from_onnx_text(text)) == {"y"}
+
+
 def test_lossy_is_measured_and_not_judged(tmp_path: Path) -> None:
     report = verdict(tmp_path, body("y = Tanh(x)"), body("y = Mul(x, half)"), "lossy")
     assert report.status == "not-checked" and "measured" in report.reason
