@@ -160,7 +160,8 @@ def test_random_outputs_are_not_compared(tmp_path: Path) -> None:
 def test_random_ops_are_seen_at_any_depth(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
     g (float[4] x, bool c) => (float[4] y, float[4] z) {
-        y = If (c) <then_branch = t () => (float[4] a) { a = own.outer(x) }, else_branch = e () => (float[4] b) { b = Neg(x) }>
+        y = If (c) <then_branch = t () => (float[4] a) { a = own.outer(x) },
+            else_branch = e () => (float[4] b) { b = Neg(x) }>
         z = own.plain(x) }
     <domain: "own", opset_import: ["" : 21, "own" : 1]> outer (x) => (y) { y = own.inner(x) }
     <domain: "own", opset_import: ["" : 21]> inner (x) => (y) { y = RandomNormalLike(x) }
