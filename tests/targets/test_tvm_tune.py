@@ -210,7 +210,9 @@ def test_ctrl_c_leaves_what_was_found_and_the_next_run_goes_on_from_it(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     write(from_text(NET), tmp_path / "net.onnx")
     command = [sys.executable, "-m", "graphopt", "compile", "net.onnx", "--target", "tvm{threads=1}", "--tune", "10m"]
-    process = subprocess.Popen([*command, "-o", "build"], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    # A shell in the background ignores the signal, and its children would inherit that.
+    command = ["env", "--default-signal=INT", *command, "-o", "build"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
     end = time.monotonic() + 180
     while not any(record["tried"] for record in records(tmp_path)):
         assert process.poll() is None and time.monotonic() < end
