@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from graphopt.ir.optable import RANDOM_OPS
+from graphopt.ir.sites import subgraphs
 
 if TYPE_CHECKING:
     from graphopt import ir
@@ -29,9 +30,8 @@ def _inside(model: ir.Model, node: ir.Node) -> Iterator[ir.Node]:
     while stack:
         item = stack.pop()
         yield item
-        for attribute in item.attributes.values():
-            if attribute.type.name == "GRAPH":
-                stack.extend(attribute.as_graph())
+        for _, graph in subgraphs(item):
+            stack.extend(graph)
         name = item.op_identifier()
         if name in model.functions and name not in called:
             called.add(name)

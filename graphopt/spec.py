@@ -209,8 +209,8 @@ def _convert(text: str | tuple[str, ...], hint: Any) -> Any:
     if origin is typing.Literal:
         if text not in args:
             near = nearest(str(text), map(str, args))
-            hint = f"; did you mean {near!r}?" if near is not None else ""
-            raise ValueError(f"is not one of {', '.join(map(str, args))}{hint}")
+            meant = f"; did you mean {near!r}?" if near is not None else ""
+            raise ValueError(f"is not one of {', '.join(map(str, args))}{meant}")
         return text
     if origin is tuple:
         items = text if isinstance(text, tuple) else (text,)

@@ -241,7 +241,7 @@ def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 time_limit_option = click.option(
     "--time-limit",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     metavar="SECONDS",
     help="What loading, and each run or block of runs, may take (600).",
 )

@@ -61,10 +61,11 @@ def present(m: Match, node: ir.Node) -> ir.Value:
         raise Uninteresting("no cache of an attention")
     past, added = node.inputs
     assert past is not None and added is not None
+    users = [(user, slot) for user, slot in past.uses() if _is_grouped(user) and user.graph is node.graph]
+    if not users:  # nor is it known that there are four dims
+        raise Uninteresting("no cache of an attention")
     sources = {id(v.value) for v in walk(m, added, ("B", "H", "S", "D")) if _is_by_position(v)}
-    for user, slot in past.uses():
-        if user.op_type != "GroupQueryAttention" or user.graph is not node.graph:
-            continue
+    for user, slot in users:
         for new, old, output in _SLOTS:
             if slot == old and id(user.inputs[new]) in sources:
                 return user.outputs[output]
@@ -72,13 +73,12 @@ def present(m: Match, node: ir.Node) -> ir.Value:
 
 
 def _joins(m: Match, node: ir.Node) -> bool:
-    """Whether a node appends to the positions of [batch, heads, positions, channels]."""
-    return (
-        (node.domain, node.op_type) == ("", "Concat")
-        and len(node.inputs) == 2
-        and m.rank(node.outputs[0]) == 4
-        and m.attr(node, "axis") in (2, -2)
-    )
+    """Whether a node appends to the positions, if its output is [batch, heads, positions, channels]."""
+    return (node.domain, node.op_type) == ("", "Concat") and len(node.inputs) == 2 and m.attr(node, "axis") in (2, -2)
+
+
+def _is_grouped(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention")
 
 
 def _is_by_position(view: View) -> bool:

@@ -60,6 +60,7 @@ def call(*args: str) -> int:
         (["compile", "hangs.onnx", "-o", "out"], "took over 5 s"),
         (["run", "hangs.onnx", "--time-limit", "4"], "running hangs.onnx took over 4 s and was stopped"),
         (["bench", "fine.onnx", "hangs.onnx", "--time-limit", "0"], "0.0 is not in the range"),
+        (["run", "fine.onnx", "--time-limit", "nan"], "nan is not a number"),
         (["bench", "hangs.onnx", "--time-limit", "4"], "--time-limit"),
         (["explain", "hangs.onnx", "--realized"], "took over 5 s"),
     ],

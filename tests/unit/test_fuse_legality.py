@@ -167,3 +167,11 @@ def test_factors_of_activations_are_not_folded_away_first(run_model: Any, differ
     _run(model, "@fuse-portable")
     assert _ops(model) == {"HardSwish": 1, "Conv": 1}
     assert difference(want, run_model(model, feeds)["y"]) <= 1e-6
+
+
+def test_a_concat_of_unknown_rank_is_no_missed_attention() -> None:
+    model = _model("g (float x, float z) => (float y) { a = Relu (x) b = Relu (z) y = Concat <axis = -2> (a, b) }")
+    for value in model.graph.inputs:
+        value.shape = None
+    result = _run(model, "fuse-attention", Lacks())
+    assert not _reasons(result)

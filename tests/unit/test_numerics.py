@@ -169,6 +169,20 @@ def test_random_ops_are_seen_at_any_depth(tmp_path: Path) -> None:
     assert random_outputs(onnx_ir.from_onnx_text(text)) == {"y"}
 
 
+def test_random_ops_are_seen_in_lists_of_graphs() -> None:
+    model = onnx_ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[4] x) => (float[4] y) { y = own.any (x) }""")
+    bodies = [
+        onnx_ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]> b () => (float[4] z) {{ z = {op} }}').graph
+        for op in ("Constant <value = float[4] {1,2,3,4}> ()", "RandomNormal <shape = [4]> ()")
+    ]
+    node = model.graph[0]
+    node.attributes.add(onnx_ir.AttrGraphs("bodies", bodies[:1]))
+    assert random_outputs(model) == frozenset()
+    node.attributes.add(onnx_ir.AttrGraphs("bodies", bodies))
+    assert random_outputs(model) == {"y"}
+
+
 def test_lossy_is_measured_and_not_judged(tmp_path: Path) -> None:
     report = verdict(tmp_path, body("y = Tanh(x)"), body("y = Mul(x, half)"), "lossy")
     assert report.status == "not-checked" and "measured" in report.reason
