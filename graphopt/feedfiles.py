@@ -6,7 +6,8 @@ Nothing is unpickled. What was read is checked against the model's interface: na
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def load_feeds(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
         if len(inputs) != 1:
             names = ", ".join(spec.name for spec in inputs)
             raise GraphoptError(f"{path} holds one array and the model has {len(inputs)} inputs ({names}); use an .npz")
-        feeds = {inputs[0].name: _read_npy(path)}
+        feeds = {inputs[0].name: read_npy(path)}
     else:
         raise GraphoptError(f"{path} is not .npz, .npy or a folder of .npy or .pb files")
     check_feeds(feeds, inputs, str(path))
@@ -101,16 +102,41 @@ def _text(shape: Sequence[Any]) -> str:
     return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
 
 
-def _read_npy(path: Path) -> Any:
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Tell any error as a file that cannot be read as `what`.
+
+    Each of zlib, zipfile, numpy (which evaluates headers) and protobuf has errors of its own for bytes that are none.
+    """
+    try:
+        yield
+    except GraphoptError:
+        raise
+    except Exception as error:
+        text = one_line(error)
+        if "allow_pickle" in text:
+            text = "it holds Python objects, which are never unpickled"
+        raise GraphoptError(f"{path} cannot be read as {what}: {text}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, cut to a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_npy(path: Path, *, mapped: bool = False) -> Any:
+    """The array of a file, `mapped` or in memory.
+
+    Raises:
+        GraphoptError: it is none, or holds pickled objects.
+    """
     import numpy as np
 
-    try:
+    with reading(path, "an .npy array"):
         with open(path, "rb") as file:
-            if file.read(6) != b"\x93NUMPY":
+            if file.read(6) != b"\x93NUMPY":  # numpy would take it for a pickle
                 raise ValueError("it does not begin as one")
-        return np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy evaluates the header: what the bytes make of it is any error
-        raise GraphoptError(f"{path} cannot be read as an .npy array: {_reason(error)}") from None
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -118,19 +144,17 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
     import numpy as np
 
-    try:
+    with reading(path, "an .npz archive"):
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip file")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zlib, zipfile and numpy each have errors of their own for bytes that are none
-        raise GraphoptError(f"{path} cannot be read as an .npz archive: {_reason(error)}") from None
 
 
 def _read_folder(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     arrays = sorted(path.glob("*.npy"))
     if arrays:
-        return {item.stem: _read_npy(item) for item in arrays}
+        return {item.stem: read_npy(item) for item in arrays}
     folder = path / "test_data_set_0" if (path / "test_data_set_0").is_dir() else path
     protos = sorted(folder.glob("input_*.pb"))
     if not protos:
@@ -156,11 +180,9 @@ def read_proto(path: Path) -> tuple[str, Any]:
     """
     from graphopt import ir
 
-    try:
+    with reading(path, "a TensorProto"):
         tensor = ir.serde.deserialize_tensor(_parse_tensor(path.read_bytes()))
         return tensor.name or "", tensor.numpy()
-    except Exception as error:  # protobuf raises classes of its own for bytes that are no message
-        raise GraphoptError(f"{path} is not a TensorProto: {_reason(error)}") from None
 
 
 def _parse_tensor(data: bytes) -> Any:
@@ -170,8 +192,3 @@ def _parse_tensor(data: bytes) -> Any:
     proto.Clear()
     proto.ParseFromString(data)
     return proto
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return "it holds Python objects, which are never unpickled" if "allow_pickle" in text else text

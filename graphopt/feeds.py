@@ -10,11 +10,11 @@ Values depend on seed, variant and the input's name. `find_bindings` asks the mo
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graphopt.environment import physical_bytes
 from graphopt.errors import GraphoptError, RuntimeDied, did_you_mean
 from graphopt.feedfiles import check_feeds, load_feeds
 from graphopt.inputsizes import (
@@ -147,7 +147,7 @@ def _tensor(
 
 def _check_memory(value: ir.Value, shape: tuple[int, ...]) -> None:
     """Values are made in float64: this many bytes must be there."""
-    needed, there = 8 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, there = 8 * math.prod(shape), physical_bytes()
     if needed > there:
         raise GraphoptError(
             f"input {value.name!r} of shape {list(shape)}: making it takes {needed} bytes, there are {there}; "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, did_you_mean
-from graphopt.feedfiles import load_feeds, read_proto
+from graphopt.feedfiles import load_feeds, one_line, read_npy, read_proto, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,14 +89,15 @@ class ZipColumn(Column):
 
     def _read(self, size: int, keep: bool = True) -> bytes:
         assert self._stream is not None
-        if keep:
-            data = self._stream.read(size)
-            if len(data) < size:
-                raise GraphoptError(f"{self._path} ends within the array {self._member!r}")
-            return data
-        while size > 0:
-            size -= len(self._stream.read(min(size, _SKIP))) or size
-        return b""
+        with reading(self._path, "an .npz archive"):
+            if keep:
+                data = self._stream.read(size)
+                if len(data) < size:
+                    raise GraphoptError(f"{self._path} ends within the array {self._member!r}")
+                return data
+            while size > 0:
+                size -= len(self._stream.read(min(size, _SKIP))) or size
+            return b""
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -121,12 +122,10 @@ def open_npz(path: Path) -> dict[str, Column]:
     Raises:
         GraphoptError: it is none, or holds pickled objects.
     """
-    try:
+    with reading(path, "an .npz archive"):
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
         return {name.removesuffix(".npy"): ZipColumn(path, name) for name in members}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise GraphoptError(f"{path} cannot be read as an .npz archive: {_reason(error)}") from None
 
 
 def open_npy(path: Path) -> Column:
@@ -135,15 +134,7 @@ def open_npy(path: Path) -> Column:
     Raises:
         GraphoptError: it is none, or holds pickled objects.
     """
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            if not file.read(8).startswith(b"\x93NUMPY"):  # numpy would take it for a pickle
-                raise GraphoptError(f"{path} is not an .npy file")
-        return Column(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
-        raise GraphoptError(f"{path} cannot be read as an .npy array: {_reason(error)}") from None
+    return Column(read_npy(path, mapped=True))
 
 
 def open_proto(path: Path) -> Column:
@@ -251,7 +242,7 @@ def function_named(text: str) -> Callable[[], Any]:
             raise GraphoptError(f"{text}: there is no module {error.name!r}; is its folder on PYTHONPATH?") from None
         raise GraphoptError(f"{text}: importing {where} needs a module {error.name!r} that is not installed") from error
     except Exception as error:  # the user's code may fail in any way
-        raise GraphoptError(f"{text}: importing {where} raised {type(error).__name__}: {_reason(error)}") from error
+        raise GraphoptError(f"{text}: importing {where} raised {type(error).__name__}: {one_line(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -294,7 +285,7 @@ def pieces_of_objects(
         except GraphoptError:
             raise
         except Exception as error:  # the user's code may fail in any way
-            raise GraphoptError(f"{origin} raised {type(error).__name__}: {_reason(error)}") from error
+            raise GraphoptError(f"{origin} raised {type(error).__name__}: {one_line(error)}") from error
         yield f"{origin}, item {index}", _columns(item, inputs, origin, note)
         index += 1
 
@@ -351,7 +342,3 @@ def iterable_again(data: Any) -> Callable[[], Iterable[Any]]:
             "give the function that makes it, or a list"
         )
     return lambda: data
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,13 +6,13 @@ a model; the same interface serves numerics, calibration and timing.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.environment import physical_bytes
 from graphopt.errors import GraphoptError
 from graphopt.spec import unbuild
 
@@ -37,7 +37,7 @@ def run_bytes(folder: Path) -> int:
 
     `RUN_BYTES` and twice the files there, or three quarters of the machine's memory where that is more.
     """
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = physical_bytes()
     return max(RUN_BYTES + 2 * bytes_in(folder), machine - machine // 4)
 
 

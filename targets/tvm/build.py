@@ -21,9 +21,6 @@ from graphopt.targets.tvm.library import first_line
 from graphopt.targets.tvm.plan import SOURCE
 from graphopt.targets.tvm.toolchain import linker
 
-ISA_SYMBOL = "graphopt_isa_"
-"""Begins the name of a library's symbol that ends in the instruction set of its code; run.cc looks for it."""
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,6 +30,9 @@ if TYPE_CHECKING:
 
     Schedule = Callable[[tvm.IRModule, Machine], tuple[tvm.IRModule, str | None]]
     DeviceCompiler = Callable[[str, str], nvcc.Binary]
+
+ISA_SYMBOL = "graphopt_isa_"
+"""Begins the name of a library's symbol that ends in the instruction set of its code; run.cc looks for it."""
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_missing_input_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(GraphoptError, match=r"no [.]npy files and no input_<i>[.]pb"):
         load_feeds(tmp_path / "pb", INPUTS)
     (tmp_path / "pb" / "input_0.pb").write_bytes(b"\xff\xff\xff")
-    with pytest.raises(GraphoptError, match="is not a TensorProto"):
+    with pytest.raises(GraphoptError, match="cannot be read as a TensorProto"):
         load_feeds(tmp_path / "pb", INPUTS)
     with pytest.raises(GraphoptError, match="there is no data file"):
         load_feeds(tmp_path / "absent.npz", INPUTS)

@@ -194,7 +194,7 @@ def test_protos_beside_arrays_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_array_is_told_without_numpys_advice(tmp_path: Path) -> None:
     for data in (b"garbage", b""):
         (tmp_path / "x.npy").write_bytes(data)
-        with pytest.raises(GraphoptError, match=r"x\.npy is not an \.npy file$"):
+        with pytest.raises(GraphoptError, match=r"x\.npy cannot be read as an \.npy array: it does not begin as one$"):
             shapes(open_samples(tmp_path / "x.npy", [X]))
 
 
@@ -244,6 +244,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path = npz(tmp_path, x=rows(1000))
     path.write_bytes(path.read_bytes()[:4000])
     assert "cannot be read" in refusal(open_samples(path, [X]))
+    flipped = bytearray(npz(tmp_path, x=rows(1000)).read_bytes())
+    flipped[2000] ^= 255  # the checksum is looked at where the array ends
+    path.write_bytes(flipped)
+    assert "cannot be read as an .npz archive: Bad CRC-32" in refusal(open_samples(path, [X]))
     (tmp_path / "data.csv").write_text("1,2")
     for name, message in (("missing.npz", "no file or folder"), ("data.csv", "not .npz or .npy")):
         with pytest.raises(GraphoptError, match=message):
