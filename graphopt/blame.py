@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.calibrating import open_calibration
-from graphopt.checks import Check, Numbers, loosest
+from graphopt.calibrationflags import open_calibration
+from graphopt.checks import Check, Numbers, loosest, runs_elsewhere
 from graphopt.driver import Options, plan_pipeline
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.frontends.capture import Source, capture
@@ -107,8 +107,7 @@ class _Bisection:
         self.pipeline: Pipeline = plan_pipeline(options, target)
         model, origin = capture(source, options.input_shapes, options.dims)
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
-        elsewhere = target is None or not target.is_reference()
-        self.check = Check(model, origin, options.data, scratch, reload, elsewhere=elsewhere)
+        self.check = Check(model, origin, options.data, scratch, reload, elsewhere=runs_elsewhere(target))
         self.calibration = open_calibration(options, model, scratch)
         self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, model), scratch)
         self.reasons: dict[int, str] = {}

@@ -73,6 +73,11 @@ class Numbers:
         return {"judged_by": list(self.gates)} if self.gates else {}
 
 
+def runs_elsewhere(target: Target | None) -> bool:
+    """Whether what is compiled may need kernels that plain ONNX Runtime on the CPU lacks."""
+    return target is None or not target.is_reference()
+
+
 class Check:
     """Knows the untouched model of one run.
 
@@ -82,7 +87,7 @@ class Check:
         data: The user's feeds.
         scratch: A folder for temporary files.
         reload: Captures the source anew; None reads the reference file.
-        elsewhere: What is judged is not made for plain ONNX Runtime on the CPU, which may have no kernel for it.
+        elsewhere: What is judged may have no kernel in plain ONNX Runtime on the CPU (`runs_elsewhere`).
     """
 
     def __init__(

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import artifact as artifacts
-from graphopt import choosing, paying, steering
 from graphopt.artifact import Artifact
-from graphopt.calibrating import open_calibration
-from graphopt.checks import Check, Numbers, data_files
+from graphopt.calibrationflags import open_calibration
+from graphopt.checks import Check, Numbers, data_files, runs_elsewhere
 from graphopt.environment import machine, versions
 from graphopt.errors import GateError, GraphoptError, PassError, VerificationError
 from graphopt.frontends.capture import Source, capture
 from graphopt.frontends.onnx import file_hash, load
-from graphopt.gating import FloatTwin, Gating, feeds_of
 from graphopt.ir import sites
 from graphopt.ir.constants import model_bytes
 from graphopt.ir.places import beside, check_together, file_place
@@ -264,6 +262,10 @@ def compile(
     Raises:
         GraphoptError: bad input, a broken rule, wrong numbers (VerificationError), or an unmet requirement.
     """
+    # What `optimize` does without is imported here.
+    from graphopt import choosing, paying, steering
+    from graphopt.gating import FloatTwin, Gating
+
     options = options or Options()
     if options.keep_slow is None and options.precision in TIMED:
         options = replace(options, keep_slow=False)
@@ -357,13 +359,17 @@ class _Job:
         self.origin, self.data_files = origin, data_files(self.model)
         self.before = {"nodes": sites.count_nodes(self.model), "bytes": model_bytes(self.model)}
         reload = None if origin is None else lambda: capture(source, options.input_shapes, options.dims)[0]
-        elsewhere = target is None or not target.is_reference()
-        self.check = Check(self.model, origin, options.data, scratch, reload, elsewhere=elsewhere)
+        self.check = Check(self.model, origin, options.data, scratch, reload, elsewhere=runs_elsewhere(target))
         self.calibration = open_calibration(options, self.model, scratch)
-        self.timer = SiteTimer(target, lambda: feeds_of(options, self.check, self.model), scratch)
+        self.timer = SiteTimer(target, self._feeds, scratch)
         self.scratch = scratch
         self.result: RunResult | None = None
         self.source = source
+
+    def _feeds(self) -> Mapping[str, Any]:
+        from graphopt.gating import feeds_of
+
+        return feeds_of(self.options, self.check, self.model)
 
     def transform(self, *, lowered: bool = False) -> None:
         """Run the pipeline; plans for what is `lowered` then may hold what the target is to choose."""

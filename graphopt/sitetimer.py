@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from graphopt.errors import GraphoptError
 from graphopt.frontends.onnx import load
 from graphopt.ir.hash import structural_hash
-from graphopt.running import Runnable
-from graphopt.slowness import SiteSeconds, time_nodes
 
 if TYPE_CHECKING:
     from graphopt import ir
+    from graphopt.running import Runnable
+    from graphopt.slowness import SiteSeconds
     from graphopt.target import Feeds, NodeTime, Target
 
 
@@ -45,6 +45,8 @@ class SiteTimer:
         Raises:
             GraphoptError: there is no target, it does not run here, it does not time nodes, or it refuses a model.
         """
+        from graphopt.slowness import SiteSeconds, time_nodes
+
         why = "no target is set" if self._target is None else self._target.available() or self._target.why_no_times()
         if self._target is None or why is not None:
             raise GraphoptError(f"nodes cannot be timed: {why}")
@@ -63,6 +65,8 @@ class SiteTimer:
 
 
 def _compiled(target: Target, model: Any, folder: Path) -> Runnable:
+    from graphopt.running import Runnable
+
     folder.mkdir()
     files = target.compile(model, folder)
     return Runnable(folder / files.main, target, dict(files.settings), folder / files.model if files.model else None)

@@ -251,7 +251,7 @@ def _logical(ranges: Ranges, node: ir.Node) -> Interval:
 
 def _constant_of_shape(ranges: Ranges, node: ir.Node) -> Interval | None:
     value = node.attributes.get("value")
-    return Interval(0, 0, nan=False) if value is None else _of_tensor(value.as_tensor())
+    return Interval(0, 0, nan=False) if value is None else _of_tensor(value.value)
 
 
 def _size(ranges: Ranges, node: ir.Node) -> Interval:

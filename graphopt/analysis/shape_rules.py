@@ -250,7 +250,7 @@ def _constant_of_shape(s: Shapes, node: ir.Node) -> Sequence[Result]:
     from graphopt import ir
 
     value = node.attributes.get("value")
-    tensor = value.as_tensor() if value is not None else None
+    tensor = value.value if value is not None else None  # as_tensor() checks a runtime protocol, which is slow
     dtype = ir.DataType.FLOAT if tensor is None else tensor.dtype
     wanted = s.values(node.inputs[0])
     if wanted is None:

@@ -111,6 +111,7 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
     import logging
 
     from graphopt import ir
+    from graphopt.frontends.prototensor import keep_types
 
     check_tensors(proto, path)
     # Undefined inputs are reported by our verifier with the site; onnx_ir's own log line would come first.
@@ -118,7 +119,9 @@ def _to_ir(proto: Any, path: Path) -> ir.Model:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        keep_types(model)
+        return model
     except RecursionError:
         raise GraphoptError(f"{path}: its subgraphs are nested too deep to be read") from None
     except Exception as error:  # the deserializer meets arbitrary bytes; whatever it says, the file is at fault

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ class OpIndex:
     def of(self, domain: str, *op_types: str) -> list[ir.Node]:
         """The nodes of these ops now, as a list that survives mutation."""
         return [node for op_type in op_types for node in self._nodes.get((domain, op_type), ())]
+
+    def has(self, op_types: Collection[str]) -> bool:
+        """Whether there is a node of one of these types, of whatever domain."""
+        return any(op_type in op_types for (_, op_type), nodes in self._nodes.items() if nodes)
+
+    def count(self) -> int:
+        """How many nodes the model has, subgraphs and functions counted."""
+        return sum(map(len, self._nodes.values()))
 
     def ops(self) -> dict[tuple[str, str], int]:
         """How many nodes of each (domain, op type) there are."""

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from graphopt import ir
 
 
+# AttributeProto.AttributeType in onnx.proto: naming onnx_ir's enum would import it, or look it up at each call.
+_GRAPH, _GRAPHS = 5, 10
+
+
 @dataclass(frozen=True)
 class Scope:
     """One graph of a model: the main graph (path ''), a subgraph ('loop_1.body') or a function ('domain::name')."""
@@ -22,14 +26,20 @@ class Scope:
     function: ir.Function | None = None
 
 
+def has_subgraphs(node: ir.Node) -> bool:
+    """Whether `subgraphs` gives anything. Walks over all nodes ask this, so it reads the dict behind the attributes."""
+    for attr in node.attributes.data.values():  # noqa: SIM110 (any() makes a generator, for each of very many nodes)
+        if attr.type in (_GRAPH, _GRAPHS):
+            return True
+    return False
+
+
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     """The graphs that are attributes of a node, by attribute name."""
-    from graphopt import ir
-
     for name, attr in node.attributes.items():
-        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
+        if attr.type == _GRAPH and not attr.is_ref():
             yield name, attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
+        elif attr.type == _GRAPHS and not attr.is_ref():
             for index, graph in enumerate(attr.as_graphs()):
                 yield f"{name}[{index}]", graph
 
@@ -79,7 +89,7 @@ def _nested(path: str, graph: ir.Graph, function: ir.Function | None) -> Iterato
         inner = [
             Scope(f"{scope.path}/{node.name}.{name}".lstrip("/"), sub, function)
             for node in scope.graph
-            if node.attributes
+            if has_subgraphs(node)
             for name, sub in subgraphs(node)
         ]
         stack.extend(reversed(inner))

@@ -102,7 +102,7 @@ class _Verifier:
             if node.graph is not graph:
                 raise VerificationError(f"node {site!r} stands in a graph that does not own it")
             self._node(node, visible, site, imports)
-            if node.attributes:
+            if sites.has_subgraphs(node):
                 for name, sub in sites.subgraphs(node):
                     self._graph(sub, visible, names | outer_names, f"{site}.{name}", imports)
             for output in node.outputs:
@@ -134,9 +134,10 @@ class _Verifier:
                 raise VerificationError(f"there is no op {node.op_type!r} in opset {imports['']} (node {site!r})")
             return
         self._arity(node, schema, site)
-        wrong = codetypes.why_invalid(node, imports[""]) if node.domain == "" else None
-        if wrong is not None:
-            raise VerificationError(f"{node.op_type} {site!r}: {wrong}")
+        if node.op_type in optable.QUANTIZED_OPS and node.domain == "":
+            wrong = codetypes.why_invalid(node, imports[""])
+            if wrong is not None:
+                raise VerificationError(f"{node.op_type} {site!r}: {wrong}")
 
     def _arity(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
         count = len(node.inputs)
@@ -151,7 +152,8 @@ class _Verifier:
             raise VerificationError(
                 f"{node.op_type} {site!r} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible"
             )
-        self._bodies(node, schema, site)
+        if node.op_type in ("If", "Loop", "Scan") and node.domain == "":
+            self._bodies(node, schema, site)
         for name in node.attributes:
             if name not in schema.attributes:
                 raise VerificationError(
@@ -160,8 +162,6 @@ class _Verifier:
 
     def _bodies(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
         """Inputs and outputs of an If, Loop or Scan must fit its bodies."""
-        if node.domain != "" or node.op_type not in ("If", "Loop", "Scan"):
-            return
         if node.op_type == "Scan" and schema.since < 9:
             return  # has a batch and sequence lengths besides
         own = 1 if node.op_type == "Loop" else 0  # a loop body first gives its condition

@@ -63,7 +63,7 @@ def _stage(stage: str, level: int, added: tuple[Pass, ...] = ()) -> list[Pass | 
 def _members(stage: str, level: int, added: tuple[Pass, ...]) -> list[Pass]:
     chosen = {
         name: cls()
-        for name, cls in registry.passes().items()
+        for name, cls in registry.leveled().items()
         if cls.stage == stage
         and cls.level is not None
         and 0 < cls.level <= level

@@ -178,6 +178,8 @@ class Match:
         """Raise when a value comes from or goes to a quantize/dequantize node: such groups are left as they are."""
         from graphopt.ir.optable import QUANTIZED_OPS
 
+        if not self.ctx.rewriter.index.has(QUANTIZED_OPS):
+            return  # a value may have very many uses
         for value in values:
             if value is None:
                 continue

@@ -54,11 +54,19 @@ def _permanent() -> Iterator[None]:
             gc.enable()
 
 
-def _target_modules() -> list[ModuleType]:
-    """`target.py` of every folder in `targets/`: what stands beside it is the target's own, and may import slowly."""
-    root = importlib.import_module("graphopt.targets")
-    folders = [info.name for info in pkgutil.iter_modules(root.__path__, "graphopt.targets.") if info.ispkg]
-    return [importlib.import_module(f"{folder}.target") for folder in sorted(folders)]
+def _folders(package: str) -> list[str]:
+    root = importlib.import_module(package)
+    return sorted(info.name for info in pkgutil.iter_modules(root.__path__, f"{package}.") if info.ispkg)
+
+
+def _builtin_targets() -> Iterator[Any]:
+    """Targets in `target.py` of every folder in `targets/`: what stands beside it is its own, and may import slowly."""
+    from graphopt.target import Target
+
+    for folder in _folders("graphopt.targets"):
+        for cls in _own_classes(importlib.import_module(f"{folder}.target")):
+            if issubclass(cls, Target) and isinstance(cls.__dict__.get("name"), str):
+                yield cls
 
 
 def _classes(module: ModuleType) -> list[type[Pass]]:
@@ -71,17 +79,27 @@ def _own_classes(module: ModuleType) -> list[Any]:
     return [item for _, item in found if isinstance(item, type) and item.__module__ == module.__name__]
 
 
+_LOSSY = "graphopt.passes.quantize"
+"""The folder whose passes are in no level."""
+
+
 @functools.cache
+def _in_folder(folder: str) -> dict[str, type[Pass]]:
+    return {cls.name: cls for module in _walk(folder) for cls in _classes(module)}
+
+
+def _of_levels() -> dict[str, type[Pass]]:
+    """Built-in passes that may be in a level."""
+    return {
+        name: cls
+        for folder in _folders("graphopt.passes")
+        if folder != _LOSSY
+        for name, cls in _in_folder(folder).items()
+    }
+
+
 def _builtin() -> dict[str, type[Pass]]:
-    table: dict[str, type[Pass]] = {}
-    for module in _walk("graphopt.passes"):
-        for cls in _classes(module):
-            if cls.name in table:
-                raise GraphoptError(
-                    f"two passes are called {cls.name!r}: {table[cls.name].__module__} and {cls.__module__}"
-                )
-            table[cls.name] = cls
-    return table
+    return {**_of_levels(), **_in_folder(_LOSSY)}
 
 
 @functools.cache
@@ -120,13 +138,18 @@ def passes() -> dict[str, type[Pass]]:
     return {**_plugins()[0], **_builtin(), **_loaded}
 
 
+def leveled() -> dict[str, type[Pass]]:
+    """The passes by name that a level may have. Built-in lossy ones, which none has, are not imported for it."""
+    return passes() if _plugins()[0] else {**_of_levels(), **_loaded}
+
+
 def get(name: str) -> type[Pass]:
     """The pass class of that name.
 
     Raises:
         GraphoptError: unknown, with the nearest name.
     """
-    found = passes().get(name)
+    found = leveled().get(name) or passes().get(name)
     if found is None:
         raise GraphoptError(f"there is no pass {name!r}{did_you_mean(name, passes()) or '; see: graphopt passes'}")
     return found
@@ -208,11 +231,7 @@ def targets() -> dict[str, Any]:
 def _targets() -> tuple[dict[str, Any], tuple[str, ...]]:
     from graphopt.target import Target
 
-    table: dict[str, Any] = {}
-    for module in _target_modules():
-        for cls in _own_classes(module):
-            if issubclass(cls, Target) and isinstance(cls.__dict__.get("name"), str):
-                table[cls.name] = cls
+    table: dict[str, Any] = {cls.name: cls for cls in _builtin_targets()}
     problems = []
     for entry in entry_points("graphopt.targets"):
         try:
@@ -237,7 +256,8 @@ def make_target(text: str) -> Any:
 
     name, colon, number = text.partition(":")
     spec = parse_spec(f"{name}{{device_id={number}}}" if colon and number.isdigit() else text)
-    found = targets().get(spec.name)
+    builtin = (cls for cls in _builtin_targets() if cls.name == spec.name)  # folders behind it are not imported
+    found = next(builtin, None) or targets().get(spec.name)
     if found is None:
         raise GraphoptError(f"there is no target {spec.name!r}{did_you_mean(spec.name, targets())}")
     return build(found, spec, "target")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from graphopt.errors import GateError, GraphoptError, PassError, VerificationError, in_one_line
 from graphopt.ir import hash as ir_hash
-from graphopt.ir import sites
 from graphopt.ir.rewrite_log import Rewrite, StopRewriting
 from graphopt.ir.verifier import Interface, verify
 from graphopt.manager.base import Pass
@@ -159,11 +158,7 @@ class _Run:
 
     def _after(self, item: Pass, applied: int) -> None:
         record = self.timings.records[-1]
-        record.nodes = (
-            sites.count_nodes(self.model)
-            if applied
-            else (self.timings.records[-2].nodes if len(self.timings.records) > 1 else sites.count_nodes(self.model))
-        )
+        record.nodes = self.ctx.rewriter.index.count()
         if applied:
             if self.instruments.verify == "each":
                 self._verify(item)

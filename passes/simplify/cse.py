@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import nbytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
-from graphopt.ir.sites import scopes, subgraphs
+from graphopt.ir.sites import has_subgraphs, scopes, subgraphs
 from graphopt.manager.base import Pass
 from graphopt.passes.simplify._content import same_content, sketch
 
@@ -52,7 +52,7 @@ class _Walk:
         seen: dict[Hashable, ir.Node] = {}
         tables = [seen, *outer]
         for node in graph:
-            if node.attributes:
+            if has_subgraphs(node):
                 for _, inner in subgraphs(node):
                     self.graph(inner, tables)
             key = _key(node)
@@ -179,7 +179,7 @@ def _parents(model: ir.Model) -> dict[int, ir.Graph | None]:
     for scope in scopes(model):
         found.setdefault(id(scope.graph), None)
         for node in scope.graph:
-            if node.attributes:
+            if has_subgraphs(node):
                 for _, inner in subgraphs(node):
                     found[id(inner)] = scope.graph
     return found

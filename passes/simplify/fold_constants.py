@@ -181,7 +181,7 @@ def _by_numpy(region: Region, ctx: Context, node: ir.Node, results: dict[ir.Valu
         return [np.array(known, dtype=output.dtype.numpy()).reshape(ctx.shapes.static(output) or ())]
     operands = [None if value is None else _operand(value, results) for value in node.inputs]
     attributes = {
-        name: attr.as_tensor().numpy() if attr.type == ir.AttributeType.TENSOR else attr.value
+        name: attr.value.numpy() if attr.type == ir.AttributeType.TENSOR else attr.value
         for name, attr in node.attributes.items()
     }
     arrays = evaluate(node.op_type, operands, attributes, len(node.outputs), ctx.rewriter.opset("", node))

@@ -180,6 +180,16 @@ def test_name_and_place_agree(name: str) -> None:
     assert set(stem.split("_")) <= words, f"file {stem}.py holds {beside}: its words should be of their names"
 
 
+def test_names_are_unique() -> None:
+    modules = [module for folder in registry._folders("graphopt.passes") for module in registry._walk(folder)]
+    names = [cls.name for module in modules for cls in registry._classes(module)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_what_levels_do_not_import_has_no_level() -> None:
+    assert {name for name, cls in registry.passes().items() if cls.level is not None} <= set(registry.leveled())
+
+
 @every_pass
 def test_is_a_frozen_dataclass(name: str) -> None:
     cls = PASSES[name]

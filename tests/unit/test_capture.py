@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import load, save
 from graphopt.errors import GraphoptError
+from graphopt.ir.sites import all_nodes
 
 
 def model(nodes: list[Any] | None = None, **more: Any) -> onnx.ModelProto:
@@ -244,3 +245,33 @@ def test_save_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(GraphoptError, match="cannot write"):
         save(loaded, tmp_path / "m.onnx" / "out.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+
+
+def test_tensors_of_a_file_are_written_back_as_they_were(tmp_path: Path) -> None:
+    """Shapes and types are read once, for which capture wraps what it read: raw and typed data, in whatever place."""
+    body = onnx.parser.parse_graph("then () => (float[2] t) { t = Constant <value = float[2] {5.0, 6.0}> () }")
+    raw = numpy_helper.from_array(np.arange(3, dtype=np.int64), "raw")
+    typed = helper.make_tensor("typed", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
+    typed.doc_string = "of old"
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], name="if", then_branch=body, else_branch=body),
+        helper.make_node("Constant", [], ["k"], name="k", value=typed),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "k")],
+        [raw, helper.make_tensor("half", TensorProto.FLOAT16, [1], [0.5])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    tensors += [node.attributes["value"].value for node in all_nodes(model) if node.op_type == "Constant"]
+    assert all(tensor.shape is tensor.shape and tensor.dtype is tensor.dtype for tensor in tensors)
+    assert [tuple(tensor.shape.numpy()) for tensor in tensors] == [(3,), (1,), (2, 1), (2,), (2,)]
+    save(model, tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx").graph
+    assert list(again.initializer) == list(graph.initializer)
+    assert again.node[1].attribute == graph.node[1].attribute
+    assert again.node[0].attribute[0].g.node[0].attribute[0].t.float_data == [5.0, 6.0]

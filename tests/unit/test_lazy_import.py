@@ -32,3 +32,15 @@ from sympy.core import Symbol
 print(sympy.Symbol is Symbol, sympy.__name__)
 """
     assert run(code) == "2*N + 1 5\nTrue sympy"
+
+
+def test_a_level_and_the_cpu_import_neither_lossy_passes_nor_tvms_target() -> None:
+    code = """
+import sys
+from graphopt.manager.levels import for_level
+from graphopt.manager.registry import get, make_target
+for_level(3), make_target("cpu"), get("cse")
+print([name for name in sys.modules if name.startswith(("graphopt.passes.quantize", "graphopt.targets.tvm"))])
+print(get("quantize-static").name, make_target("tvm"))
+"""
+    assert run(code) == "[]\nquantize-static tvm"
