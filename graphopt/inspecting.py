@@ -61,6 +61,11 @@ def inspect(model: ir.Model, target: Target | None = None, dims: Mapping[str, in
     if target is not None:
         report["target"] = target.name
         report["unsupported"] = unsupported(model, target, shapes)
+        report["unsupported_ends"] = [
+            {"name": value.name, "reason": reason}
+            for value in (*model.graph.inputs, *model.graph.outputs)
+            if (reason := target.supports_end(value)) is not None
+        ]
     return report
 
 

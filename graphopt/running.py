@@ -87,9 +87,10 @@ def runnable(source: str | Path, target: str | None = None, time_limit: float | 
         return Runnable(path, chosen, chosen.settings(), time_limit=time_limit)
     artifact = artifacts.load(path)
     own = make_target(artifact.manifest["target"])
+    made = own.as_made(artifact.main)
     if target is not None and make_target(target) != own:
         raise GraphoptError(f"{path} was compiled for {str(own)!r}, not {target!r}; compile it again for that target")
-    return Runnable(artifact.main, own, dict(artifact.manifest["settings"]), artifact.model, time_limit)
+    return Runnable(artifact.main, made, dict(artifact.manifest["settings"]), artifact.model, time_limit)
 
 
 def runnables(source: str | Path, target: str | None = None, time_limit: float | None = None) -> list[Runnable]:

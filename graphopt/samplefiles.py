@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, did_you_mean
 from graphopt.feedfiles import load_feeds, one_line, read_npy, read_proto, reading
+from graphopt.manager.codefile import run_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,13 +252,7 @@ def function_named(text: str) -> Callable[[], Any]:
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise GraphoptError(f"there is no file {path}")
-    module_name = f"graphopt_samples_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None  # the name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return module
+    return run_file(path, "graphopt_samples_")
 
 
 def pieces_of_objects(

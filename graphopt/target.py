@@ -224,6 +224,18 @@ class Target(ABC):
         dtype = first.dtype.name if first is not None and first.dtype is not None else None
         return self.supports(node.domain, node.op_type, version, dtype)
 
+    def supports_end(self, value: ir.Value) -> str | None:
+        """None when a value can be an input or output of what is compiled; else why not."""
+        return None
+
+    def as_made(self, path: Path) -> Target:
+        """This target with `auto` options as they were decided when the artifact with this main file was compiled.
+
+        Raises:
+            GraphoptError: what the artifact says of it cannot be read.
+        """
+        return self
+
     def quirks(self) -> frozenset[str]:
         """Measured peculiarities that a pass may go around, by name; each is explained where it is declared."""
         return frozenset()

@@ -50,6 +50,15 @@ class _Verbs(click.Group):
             ctx.fail(f"there is no verb {args[0]!r}{did_you_mean(args[0], VERBS)}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with 1, whichever pipe it was
+            if _is_read():
+                raise RuntimeError("the pipe to a child process broke") from error
+            _drop_stdout()
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
@@ -123,6 +132,15 @@ def _leave(code: int, message: str = "") -> None:
         _drop_stdout()
         _leave(code or 2, f"stdout cannot be written: {error.strerror}")
     sys.exit(code)
+
+
+def _is_read() -> bool:
+    """Whether the reader of stdout is still there."""
+    import select
+
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # for errors only
+    return not poll.poll(0)
 
 
 def _drop_stdout() -> None:

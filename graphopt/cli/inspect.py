@@ -69,6 +69,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
             else f"{report['target']} has kernels for all nodes"
         )
         lines.extend(f"  {row['op']} {row['site']}: {row['reason']}" for row in report["unsupported"][:20])
+        lines.extend(
+            f"{report['target']} does not take {row['name']} as input or output: {row['reason']}"
+            for row in report["unsupported_ends"]
+        )
     return lines
 
 

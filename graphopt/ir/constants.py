@@ -6,6 +6,7 @@ A graph input with an initializer is a default that the caller may override, so 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,11 +92,13 @@ def model_bytes(model: ir.Model) -> int:
     """Bytes of all initializers and Constant nodes, without reading them."""
     from graphopt.ir.sites import scopes
 
-    total = 0
-    for scope in scopes(model):
-        tensors = [value.const_value for value in scope.graph.initializers.values()]
-        tensors += [
-            const_tensor(node.outputs[0]) for node in scope.graph if node.op_type == "Constant" and node.domain == ""
-        ]
-        total += sum(nbytes(tensor) for tensor in tensors if tensor is not None)
-    return total
+    graphs = [scope.graph for scope in scopes(model)]
+    nodes = (node for graph in graphs for node in graph if node.op_type == "Constant" and node.domain == "")
+    return held_bytes(graphs, nodes)
+
+
+def held_bytes(graphs: Iterable[ir.Graph], constants: Iterable[ir.Node]) -> int:
+    """Bytes of the initializers of these graphs and of these Constant nodes, without reading them."""
+    tensors = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    tensors += [const_tensor(node.outputs[0]) for node in constants]
+    return sum(nbytes(tensor) for tensor in tensors if tensor is not None)

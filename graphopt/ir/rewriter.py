@@ -6,7 +6,7 @@ became dead. "Changed" is read from it, never reported by a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphopt.errors import PassError
@@ -57,6 +57,10 @@ class Rewriter:
     def changes(self) -> int:
         """Rewrites applied so far."""
         return len(self.rewrites)
+
+    def scopes(self) -> Iterator[sites.Scope]:
+        """As `sites.scopes`, without a walk where the model has no subgraphs."""
+        return sites.scopes(self.model, nested=self.index.has_subgraphs)
 
     def scope(self, node: ir.Node) -> sites.Scope:
         return self._scopes[id(node.graph)]

@@ -44,16 +44,21 @@ def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
                 yield f"{name}[{index}]", graph
 
 
-def scopes(model: ir.Model) -> Iterator[Scope]:
-    """Every graph of the model, outer before inner, main graph first."""
-    yield from _nested("", model.graph, None)
+def scopes(model: ir.Model, *, nested: bool = True) -> Iterator[Scope]:
+    """Every graph of the model, outer before inner, main graph first.
+
+    Args:
+        model: the model.
+        nested: False leaves out subgraphs, for which every node is looked at.
+    """
+    yield from _nested("", model.graph, None, nested)
     for function in model.functions.values():
-        yield from function_scopes(function)
+        yield from function_scopes(function, nested=nested)
 
 
-def function_scopes(function: ir.Function) -> Iterator[Scope]:
+def function_scopes(function: ir.Function, *, nested: bool = True) -> Iterator[Scope]:
     """The graphs of one function, outer before inner."""
-    yield from _nested(f"{function.domain}::{function.name}", function.graph, function)
+    yield from _nested(f"{function.domain}::{function.name}", function.graph, function, nested)
 
 
 def callees_first(model: ir.Model) -> list[tuple[str, str, str]]:
@@ -81,11 +86,13 @@ def callees_first(model: ir.Model) -> list[tuple[str, str, str]]:
     return order
 
 
-def _nested(path: str, graph: ir.Graph, function: ir.Function | None) -> Iterator[Scope]:
+def _nested(path: str, graph: ir.Graph, function: ir.Function | None, nested: bool) -> Iterator[Scope]:
     stack = [Scope(path, graph, function)]
     while stack:
         scope = stack.pop()
         yield scope
+        if not nested:
+            return
         inner = [
             Scope(f"{scope.path}/{node.name}.{name}".lstrip("/"), sub, function)
             for node in scope.graph

@@ -57,9 +57,21 @@ def _same_interface(was: Interface, now: Interface) -> None:
         raise VerificationError(f"{kind[:-1]} {row[0]!r} changed from {row[1]}{row[2]} to {new[1]}{new[2]}")
 
 
+_BODIED = frozenset({"If", "Loop", "Scan"})
+
+
+def _site(path: str, node: ir.Node) -> str:
+    return f"{path}/{node.name}" if path else str(node.name)
+
+
+def _named(path: str, node: ir.Node) -> str:
+    return f"{node.op_type} {_site(path, node)!r}"
+
+
 class _Verifier:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self.functions = model.functions
         self.known_domains = optable.domains()
 
     def run(self) -> None:
@@ -80,14 +92,15 @@ class _Verifier:
         visible = set(outer)
         names: set[str] = set()
 
-        def define(value: ir.Value, what: str) -> None:
-            if not value.name:
-                raise VerificationError(f"{what} in graph {path or 'main'!r} has no name")
-            if value.name in names or value.name in outer_names:
+        def define(value: ir.Value, what: str, node: ir.Node | None = None) -> None:
+            name = value.name
+            if not name or name in names or name in outer_names:
+                what += f" of {_site(path, node)!r}" if node is not None else ""
+                where = f"{what} in graph {path or 'main'!r}"
                 raise VerificationError(
-                    f"value name {value.name!r} is defined twice (second: {what} in graph {path or 'main'!r})"
+                    f"value name {name!r} is defined twice (second: {where})" if name else f"{where} has no name"
                 )
-            names.add(value.name)
+            names.add(name)
             visible.add(id(value))
 
         for value in graph.inputs:
@@ -98,18 +111,19 @@ class _Verifier:
             if not value.is_graph_input():
                 define(value, "an initializer")
         for node in graph:
-            site = f"{path}/{node.name}" if path else str(node.name)
             if node.graph is not graph:
-                raise VerificationError(f"node {site!r} stands in a graph that does not own it")
-            self._node(node, visible, site, imports)
+                raise VerificationError(f"node {_site(path, node)!r} stands in a graph that does not own it")
+            self._node(node, visible, path, imports)
             if sites.has_subgraphs(node):
                 for name, sub in sites.subgraphs(node):
-                    self._graph(sub, visible, names | outer_names, f"{site}.{name}", imports)
+                    self._graph(sub, visible, names | outer_names, f"{_site(path, node)}.{name}", imports)
             for output in node.outputs:
                 if output.producer() is not node:
-                    raise VerificationError(f"output {output.name!r} of {site!r} says another node made it")
+                    raise VerificationError(
+                        f"output {output.name!r} of {_site(path, node)!r} says another node made it"
+                    )
                 if output.name != "" or output.uses() or output.is_graph_output():
-                    define(output, f"an output of {site!r}")
+                    define(output, "an output", node)
         for value in graph.outputs:
             if id(value) not in visible:
                 raise VerificationError(f"output {value.name!r} of graph {path or 'main'!r} is not made in it")
@@ -118,28 +132,29 @@ class _Verifier:
                     f"output {value.name!r} of subgraph {path!r} is an outer value: it needs an Identity"
                 )
 
-    def _node(self, node: ir.Node, visible: set[int], site: str, imports: dict[str, int]) -> None:
+    def _node(self, node: ir.Node, visible: set[int], path: str, imports: dict[str, int]) -> None:
+        op, domain = node.op_type, node.domain
         for value in node.inputs:
             if value is not None and id(value) not in visible:
-                raise VerificationError(f"{node.op_type} {site!r} uses {value.name!r}, which is not made before it")
-        if node.domain not in imports:
-            raise VerificationError(
-                f"{node.op_type} {site!r} is of domain {node.domain!r}, which the model does not import"
-            )
-        if node.domain not in self.known_domains or (node.domain, node.op_type, node.overload) in self.model.functions:
+                raise VerificationError(f"{_named(path, node)} uses {value.name!r}, which is not made before it")
+        if domain not in imports:
+            raise VerificationError(f"{_named(path, node)} is of domain {domain!r}, which the model does not import")
+        if domain not in self.known_domains or (self.functions and (domain, op, node.overload) in self.functions):
             return
-        schema = optable.schema(node.domain, node.op_type, imports[node.domain])
+        schema = optable.schema(domain, op, imports[domain])
         if schema is None:
-            if node.domain == "":
-                raise VerificationError(f"there is no op {node.op_type!r} in opset {imports['']} (node {site!r})")
+            if domain == "":
+                raise VerificationError(f"there is no op {op!r} in opset {imports['']} (node {_site(path, node)!r})")
             return
-        self._arity(node, schema, site)
-        if node.op_type in optable.QUANTIZED_OPS and node.domain == "":
+        self._arity(node, schema, path)
+        if domain == "" and op in _BODIED:
+            self._bodies(node, schema, _site(path, node))
+        if domain == "" and op in optable.QUANTIZED_OPS:
             wrong = codetypes.why_invalid(node, imports[""])
             if wrong is not None:
-                raise VerificationError(f"{node.op_type} {site!r}: {wrong}")
+                raise VerificationError(f"{_named(path, node)}: {wrong}")
 
-    def _arity(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:
+    def _arity(self, node: ir.Node, schema: optable.OpSchema, path: str) -> None:
         count = len(node.inputs)
         if count < schema.min_inputs or (0 <= schema.max_inputs < count):
             wanted = (
@@ -147,17 +162,15 @@ class _Verifier:
                 if schema.min_inputs == schema.max_inputs
                 else f"{schema.min_inputs} to {schema.max_inputs}"
             )
-            raise VerificationError(f"{node.op_type} {site!r} has {count} inputs, opset {schema.since}+ wants {wanted}")
+            raise VerificationError(f"{_named(path, node)} has {count} inputs, opset {schema.since}+ wants {wanted}")
         if 0 <= schema.max_outputs < len(node.outputs):
             raise VerificationError(
-                f"{node.op_type} {site!r} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible"
+                f"{_named(path, node)} has {len(node.outputs)} outputs, at most {schema.max_outputs} are possible"
             )
-        if node.op_type in ("If", "Loop", "Scan") and node.domain == "":
-            self._bodies(node, schema, site)
-        for name in node.attributes:
+        for name in node.attributes.data:
             if name not in schema.attributes:
                 raise VerificationError(
-                    f"{node.op_type} {site!r} has an attribute {name!r} that opset {schema.since}+ does not know"
+                    f"{_named(path, node)} has an attribute {name!r} that opset {schema.since}+ does not know"
                 )
 
     def _bodies(self, node: ir.Node, schema: optable.OpSchema, site: str) -> None:

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import pkgutil
 import sys
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -193,17 +192,12 @@ def load_file(path: str | Path) -> list[type[Pass]]:
     path = Path(path)
     if not path.is_file():
         raise GraphoptError(f"--load {path}: there is no such file")
-    # By its whole path: two files of one name are two modules.
-    module_name = f"{_LOADED}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
-    import importlib.util
+    from graphopt.manager.codefile import run_file
 
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    if module_spec is None or module_spec.loader is None:
+    if path.suffix != ".py":
         raise GraphoptError(f"--load {path}: not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
     try:
-        module_spec.loader.exec_module(module)
+        module = run_file(path, _LOADED)
     except GraphoptError:
         raise
     except (Exception, SystemExit) as error:

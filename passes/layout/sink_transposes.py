@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.ir import sites
 from graphopt.ir.builder import NoMatch
 from graphopt.manager.base import Pass
 from graphopt.manager.match import Match
@@ -51,7 +50,7 @@ class SinkTransposes(Pass):
     sums: ClassVar[bool] = False
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        for scope in list(sites.scopes(model)):
+        for scope in list(ctx.rewriter.scopes()):
             # Each sweep that changes something leaves fewer Transposes, or as many that move less.
             for _ in range(_SWEEPS):
                 before = ctx.rewriter.changes

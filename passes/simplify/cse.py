@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.constants import nbytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
-from graphopt.ir.sites import has_subgraphs, scopes, subgraphs
+from graphopt.ir.sites import has_subgraphs, subgraphs
 from graphopt.manager.base import Pass
 from graphopt.passes.simplify._content import same_content, sketch
 
@@ -37,7 +37,7 @@ class CSE(Pass):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        _merge_initializers(self, model, ctx)
+        _merge_initializers(self, ctx)
         _Walk(self, ctx).graph(model.graph, [])
         for function in model.functions.values():
             _Walk(self, ctx).graph(function.graph, [])
@@ -47,12 +47,13 @@ class _Walk:
     def __init__(self, item: CSE, ctx: Context) -> None:
         self.item = item
         self.ctx = ctx
+        self.nested = ctx.rewriter.index.has_subgraphs
 
     def graph(self, graph: ir.Graph, outer: list[dict[Hashable, ir.Node]]) -> None:
         seen: dict[Hashable, ir.Node] = {}
         tables = [seen, *outer]
         for node in graph:
-            if has_subgraphs(node):
+            if self.nested and has_subgraphs(node):
                 for _, inner in subgraphs(node):
                     self.graph(inner, tables)
             key = _key(node)
@@ -135,11 +136,11 @@ def _bytes(tensor: ir.TensorProtocol) -> bytes:
     return repr(tensor.numpy().tolist()).encode() if tensor.dtype.name == "STRING" else tensor.tobytes()
 
 
-def _merge_initializers(item: CSE, model: ir.Model, ctx: Context) -> None:
+def _merge_initializers(item: CSE, ctx: Context) -> None:
     """Equal initializers of one graph, or of a graph and those around it, become one."""
     groups: dict[Hashable, list[ir.Value]] = {}
-    parents = _parents(model)
-    for scope in scopes(model):
+    parents = _parents(ctx)
+    for scope in ctx.rewriter.scopes():
         for name, value in list(scope.graph.initializers.items()):
             tensor = value.const_value
             if tensor is None or value.is_graph_input() or value.is_graph_output() or not value.uses():
@@ -173,10 +174,12 @@ def _sketch(value: ir.Value, tensor: ir.TensorProtocol) -> Hashable:
     return kept[1]
 
 
-def _parents(model: ir.Model) -> dict[int, ir.Graph | None]:
+def _parents(ctx: Context) -> dict[int, ir.Graph | None]:
     """The graph around each inner graph, by id."""
     found: dict[int, ir.Graph | None] = {}
-    for scope in scopes(model):
+    if not ctx.rewriter.index.has_subgraphs:
+        return found
+    for scope in ctx.rewriter.scopes():
         found.setdefault(id(scope.graph), None)
         for node in scope.graph:
             if has_subgraphs(node):

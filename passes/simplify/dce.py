@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from graphopt.ir import sites
 from graphopt.manager.base import Pass
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class DCE(Pass):
     def run(self, model: ir.Model, ctx: Context) -> None:
         rewriter = ctx.rewriter
         # Inner graphs first: an outer node may live only for a dead inner one.
-        for scope in reversed(list(sites.scopes(model))):
+        for scope in reversed(list(rewriter.scopes())):
             for node in reversed(list(scope.graph)):
                 if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
                     continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir import optable
-from graphopt.ir.sites import scopes
 from graphopt.manager.base import Pass
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class DropUnusedOutputs(Pass):
     level: ClassVar[int | None] = 1
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        for scope in reversed(list(scopes(model))):
+        for scope in reversed(list(ctx.rewriter.scopes())):
             for node in reversed(list(scope.graph)):
                 if node.graph is None or len(node.outputs) < 2 or node.domain not in _DOMAINS:
                     continue

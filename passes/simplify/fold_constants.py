@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.builder import NoMatch
-from graphopt.ir.constants import const_tensor, model_bytes
+from graphopt.ir.constants import const_tensor, held_bytes
 from graphopt.ir.optable import QUANTIZED_OPS, RANDOM_OPS
-from graphopt.ir.sites import scopes
 from graphopt.manager.base import Pass
 from graphopt.passes.simplify._numpy_call import NotExact
 from graphopt.passes.simplify._numpy_ops import evaluate
@@ -51,12 +50,12 @@ class FoldConstants(Pass):
             raise GraphoptError(f"pass 'fold-constants': max-growth={self.max_growth} must be 1 or more")
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        region = Region(self._candidates(model, ctx), min(self.max_bytes, ctx.max_bytes))
+        region = Region(self._candidates(ctx), min(self.max_bytes, ctx.max_bytes))
         if not region.nodes:
             return
         growth = ctx.max_growth if self.max_growth is None else self.max_growth
         original = ctx.original_bytes
-        allowed = max(int(original * growth), original + FREE_GROWTH) - model_bytes(model)
+        allowed = max(int(original * growth), original + FREE_GROWTH) - _held(ctx)
         results: dict[ir.Value, Any] = {}
         while True:
             refused = region.shrink(allowed)
@@ -70,11 +69,11 @@ class FoldConstants(Pass):
             # Shapes that depend on what is known now can be told more exactly.
             ctx.keep_only([])
 
-    def _candidates(self, model: ir.Model, ctx: Context) -> dict[ir.Node, tuple[int, ...] | None]:
+    def _candidates(self, ctx: Context) -> dict[ir.Node, tuple[int, ...] | None]:
         """Foldable nodes, operands first, each with the elements of its output where shape analysis knows them."""
         found: dict[ir.Node, tuple[int, ...] | None] = {}
         made: set[ir.Value] = set()
-        for scope in scopes(model):
+        for scope in ctx.rewriter.scopes():
             if scope.function is not None:
                 continue
             for node in scope.graph:
@@ -93,6 +92,12 @@ class FoldConstants(Pass):
                 found[node] = known
                 made.update(node.outputs)
         return found
+
+
+def _held(ctx: Context) -> int:
+    """Bytes of all constants now."""
+    rewriter = ctx.rewriter
+    return held_bytes((scope.graph for scope in rewriter.scopes()), rewriter.index.of("", "Constant"))
 
 
 def _may_fold(node: ir.Node, made: set[ir.Value]) -> bool:

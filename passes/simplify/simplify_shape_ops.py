@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.analysis import dims as arithmetic
 from graphopt.ir.constants import const_array
-from graphopt.ir.sites import scopes
 from graphopt.manager.base import Pass
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class SimplifyShapeOps(Pass):
     after: ClassVar[tuple[str, ...]] = ("fold-constants",)
 
     def run(self, model: ir.Model, ctx: Context) -> None:
-        for scope in scopes(model):
+        for scope in ctx.rewriter.scopes():
             imports = scope.function.opset_imports if scope.function is not None else model.opset_imports
             inputs = [] if scope.function is not None else [v for v in model.graph.inputs if _is_tensor(v)]
             sliced = imports.get("", 1) >= 15  # Shape has start and end since then

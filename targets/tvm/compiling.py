@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis.shapes import Shapes
 from graphopt.errors import GraphoptError
-from graphopt.ir.constants import is_const
-from graphopt.target import TensorSpec
+from graphopt.targets.tvm.ends import spec, why_not_end
 from graphopt.targets.tvm.lowering.graph import unsupported
-from graphopt.targets.tvm.lowering.table import ALL, broadcasts
-from graphopt.targets.tvm.lowering.view import dtype_name
+from graphopt.targets.tvm.lowering.table import broadcasts
 from graphopt.targets.tvm.partition import Piece, boundary_bytes, one_piece, partition
 from graphopt.targets.tvm.parts import extract
 from graphopt.targets.tvm.plan import LIBRARY, PLAN, SOURCE, ExecutionPlan, Part
@@ -71,10 +69,10 @@ def compile_model(
     refused = unsupported(model, shapes)
     if refused and not fallback:
         raise _refusal(refused, model)
-    foreign = _foreign(model)
+    foreign = [(value, why) for value in (*model.graph.inputs, *model.graph.outputs) if (why := why_not_end(value))]
     if foreign and not fallback:
-        kind = _spec(foreign[0]).type
-        raise GraphoptError(f"TVM does not take {foreign[0].name!r}, which is {kind}, as input or output; {_HINT}")
+        value, why = foreign[0]
+        raise GraphoptError(f"TVM does not take {value.name!r} as input or output: {why}; {_HINT}")
     whole = not refused and not foreign
     pieces = [one_piece(model)] if whole else partition(model, shapes, [node for node, _ in refused])
     if not any(piece.runtime == "tvm" for piece in pieces):
@@ -93,7 +91,7 @@ def compile_model(
         files += names
         rows.append({"runtime": piece.runtime, "file": part.file, "nodes": len(piece.nodes), **told})
     graph = model.graph
-    specs = [tuple(map(_spec, values)) for values in (graph.inputs, graph.outputs)]
+    specs = [tuple(map(spec, values)) for values in (graph.inputs, graph.outputs)]
     defaults = tuple(value.name or "" for value in graph.inputs if value.is_initializer())
     plan = ExecutionPlan(machine.isa, machine.triple, specs[0], specs[1], tuple(parts), machine.arch, defaults)
     plan.write(folder)
@@ -120,14 +118,6 @@ def _taken_as_equal(pieces: Sequence[Piece], shapes: Shapes) -> list[str]:
         "binds one to a number"
         for a, b in sorted((str(a), str(b)) for a, b in found)
     ]
-
-
-def _foreign(model: ir.Model) -> list[ir.Value]:
-    """Inputs, and outputs that are constants, of a type that no library has; nodes answer for the others."""
-    from graphopt import ir
-
-    ends = (*model.graph.inputs, *(value for value in model.graph.outputs if is_const(value)))
-    return [value for value in ends if not isinstance(value.type, ir.TensorType) or dtype_name(value) not in ALL]
 
 
 def _refusal(refused: list[tuple[ir.Node, str]], model: ir.Model) -> GraphoptError:
@@ -198,22 +188,3 @@ def compile_library(model: Path, library: Path, machine: Machine, choices: Choic
         return {name: reply[name] for name in known if reply[name] or name == "not_scheduled"}
     finally:
         child.close()
-
-
-def _spec(value: ir.Value) -> TensorSpec:
-    from graphopt import ir
-
-    shape = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    is_tensor = value.type is None or isinstance(value.type, ir.TensorType)
-    return TensorSpec(value.name or "", _type_text(value.type), shape if is_tensor else None)
-
-
-def _type_text(kind: ir.TypeProtocol | None) -> str:
-    """A type as ONNX Runtime spells it."""
-    from graphopt import ir
-
-    if isinstance(kind, ir.SequenceType):
-        return f"seq({_type_text(kind.elem_type)})"
-    if isinstance(kind, ir.OptionalType):
-        return f"optional({_type_text(kind.elem_type)})"
-    return f"tensor({kind.dtype.name.lower() if kind is not None else 'undefined'})"

@@ -144,6 +144,21 @@ class Tvm(Target):
 
         return why_not(View(node, shapes, version))
 
+    def supports_end(self, value: ir.Value) -> str | None:
+        from graphopt.targets.tvm.ends import why_not_end
+
+        return why_not_end(value)
+
+    def as_made(self, path: Path) -> Tvm:
+        from graphopt.targets.tvm.plan import read_plan
+
+        if self.device != "cpu" or self.isa != "auto":
+            return self
+        isa = read_plan(path.parent).isa
+        if isa == "armv7" or isa == "riscv64":  # such code has a device of its own
+            return self
+        return dataclasses.replace(self, isa=isa)
+
     def pipeline(self, level: int) -> str:
         if level not in range(4):
             raise GraphoptError(f"there is no optimization level {level}; levels are 0 to 3")

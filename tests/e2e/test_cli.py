@@ -344,6 +344,16 @@ def test_interrupting_leaves_the_old_output_alone(model: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "slow.py"]
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "graphopt", "passes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head -1` does
+    assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 0)
+    process.stderr.close()
+
+
 def test_interrupting_while_it_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
     process = subprocess.Popen(

@@ -56,7 +56,7 @@ def test_nodes_are_timed_and_a_plan_repeats_the_choice(folder: Path, monkeypatch
     def never(*_: Any) -> Any:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("graphopt.sitetimer.time_nodes", never)
+    monkeypatch.setattr("graphopt.slowness.time_nodes", never)
     again = compile("again", plan=folder / "timed" / "plans.json")
     assert again.manifest["files"] == artifact.manifest["files"]
     assert again.manifest["not_reproducible"] == []
@@ -73,7 +73,7 @@ def test_a_slow_place_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch)
         floats |= {name: replace(item, seconds=0.0) for name, item in floats.items() if item.op.startswith("Reorder")}
         return [floats, fast | {name: replace(ints[name], seconds=1.0) for name in slow}]
 
-    monkeypatch.setattr("graphopt.sitetimer.time_nodes", timed)
+    monkeypatch.setattr("graphopt.slowness.time_nodes", timed)
     artifact = compile("slow")
     reasons = {row["site"]: row["reason"] for row in artifact.report["remarks"] if row["status"] == "missed"}
     assert list(reasons) == ["second"] and reasons["second"].endswith("x of float on this machine")

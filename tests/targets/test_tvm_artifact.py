@@ -19,6 +19,7 @@ import pytest
 from graphopt import driver
 from graphopt.driver import Options
 from graphopt.errors import GraphoptError
+from graphopt.frontends.onnx import file_hash
 from graphopt.ir.text import from_text
 from graphopt.ir.writer import write
 from graphopt.manager.registry import make_target
@@ -148,7 +149,9 @@ def words(*items: str) -> np.ndarray:
 def test_text_and_sequences_pass_by_the_library(tmp_path: Path) -> None:
     text = "(float[4,4] x, string[2] s, seq(float[2]) q) => (float[4,4] y, string[2] s) <float[4,4] w> "
     write(from_text(HEAD + text + "{ y = MatMul(x, w) }"), tmp_path / "model.onnx")
-    with pytest.raises(GraphoptError, match=r"does not take 's', which is tensor\(string\).*fallback=onnxruntime"):
+    with pytest.raises(
+        GraphoptError, match=r"does not take 's' as input or output: it is tensor\(string\).*fallback=onnx"
+    ):
         driver.compile(tmp_path / "model.onnx", "tvm{threads=1}", tmp_path / "no", Options(repro=None))
     artifact = driver.compile(tmp_path / "model.onnx", "tvm{threads=1 fallback=onnxruntime}", tmp_path / "build")
     assert artifact.manifest["numerics"]["status"] == "passed"
@@ -177,7 +180,6 @@ def test_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:
 
 
 def test_verify_runs_the_library_on_either_side(compiled: Path, tmp_path: Path) -> None:
-    from graphopt.frontends.onnx import file_hash
 
     source = (compiled / "net.onnx").read_bytes()
     other = from_text(NET)
@@ -202,6 +204,25 @@ def test_verify_says_why_code_does_not_run_here(compiled: Path, monkeypatch: pyt
         rows = [row for row in verify_files(*pair) if row["check"] == "numerics"]
         assert {row["status"] for row in rows} == {"not-checked"}, rows
         assert all("not run on the target (this CPU lacks avx9); it passed on the CPU" in row["reason"] for row in rows)
+
+
+def test_code_of_a_stronger_machine_is_not_checked(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target in the manifest has isa=auto, which is another one here: the plan says which it was."""
+    shutil.copytree(compiled / "build", tmp_path / "build")
+    plan = tmp_path / "build" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "isa": "avx512vpopcntdq"}))
+    manifest = json.loads((tmp_path / "build" / "manifest.json").read_text())
+    manifest["files"]["plan.json"] = file_hash(plan)
+    (tmp_path / "build" / "manifest.json").write_text(json.dumps(manifest))
+    lacking = {"avx512vpopcntdq": ("avx9",)}
+    monkeypatch.setattr("graphopt.targets.tvm.machine.missing_flags", lambda isa: lacking.get(isa, ()))
+    rows = [row for row in verify_files(compiled / "net.onnx", tmp_path / "build") if row["check"] == "numerics"]
+    assert [row["status"] for row in rows] == ["not-checked"], rows
+    assert "not run on the target (this CPU lacks avx9" in rows[0]["reason"]
+    with pytest.raises(GraphoptError, match="cannot be run here: this CPU lacks avx9"):
+        runnable(tmp_path / "build").open()
 
 
 def test_the_loader_in_the_docs_needs_the_runtime_only(compiled: Path, tmp_path: Path) -> None:

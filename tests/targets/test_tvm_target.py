@@ -104,6 +104,16 @@ def test_inspect_says_what_is_not_taken(text: str, op: str, reason: str) -> None
     assert rows and rows[0]["op"] == op and reason in rows[0]["reason"], rows
 
 
+def test_inspect_says_which_inputs_are_not_taken(tmp_path: Path) -> None:
+    made = model("(float[2] x, string[2] s, seq(float[2]) q) => (float[2] y) { y = Relu(x) }")
+    refused = inspect(made, make_target("tvm"))["unsupported_ends"]
+    assert [(row["name"], row["reason"]) for row in refused] == [
+        ("s", "it is tensor(string), which no library takes"),
+        ("q", "it is seq(tensor(float)), which no library takes"),
+    ]
+    assert inspect(made, make_target("cpu"))["unsupported_ends"] == []
+
+
 def test_names_of_dims_may_be_any_text() -> None:
     made = model("(float[N,2] x) => (float[N,2] y) { y = Relu(x) }")
     made.graph.inputs[0].shape = onnx_ir.Shape(["p2o.Dim.0", 2])
