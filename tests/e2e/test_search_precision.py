@@ -65,8 +65,10 @@ def test_nodes_are_timed_and_a_plan_repeats_the_choice(folder: Path, monkeypatch
 def test_a_slow_place_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really timed, but of the int8 model one node takes a second, the rest nothing; nor do changes of layout."""
 
+    really = slowness.time_nodes
+
     def timed(*args: Any) -> Any:
-        floats, ints = slowness.time_nodes(*args, seconds=0.1)
+        floats, ints = really(*args, seconds=0.1)
         slow = [name for name in ints if name.startswith("second")]
         assert slow
         fast = {name: replace(item, seconds=0.0) for name, item in ints.items()}
