@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis.ranges import MAX_ELEMENTS, Interval
-from graphopt.analysis.shape_attrs import attr_int, optional_input
+from graphopt.analysis.shape_attrs import attr_int, attr_tensor, optional_input
 from graphopt.ir.constants import const_tensor
 from graphopt.ir.sites import subgraphs
 
@@ -251,7 +251,10 @@ def _logical(ranges: Ranges, node: ir.Node) -> Interval:
 
 def _constant_of_shape(ranges: Ranges, node: ir.Node) -> Interval | None:
     value = node.attributes.get("value")
-    return Interval(0, 0, nan=False) if value is None else _of_tensor(value.value)
+    if value is not None and value.is_ref():
+        return None  # a function's caller gives it
+    tensor = attr_tensor(node, "value")
+    return Interval(0, 0, nan=False) if tensor is None else _of_tensor(tensor)
 
 
 def _size(ranges: Ranges, node: ir.Node) -> Interval:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from graphopt import ir
 
 
+_TENSOR = 4
+"""AttributeProto.AttributeType in onnx.proto."""
+
+
 def attr_int(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute."""
     attr = node.attributes.get(name)
@@ -21,6 +25,20 @@ def attr_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
     """An integer list attribute, None when it is absent."""
     attr = node.attributes.get(name)
     return None if attr is None else tuple(attr.as_ints())
+
+
+def attr_tensor(node: ir.Node, name: str) -> ir.TensorProtocol | None:
+    """A tensor attribute, None when it is absent. Attr.as_tensor() would ask a runtime protocol, which is slow.
+
+    Raises:
+        ValueError: a function's caller gives it, or it is no tensor.
+    """
+    attr = node.attributes.get(name)
+    if attr is None:
+        return None
+    if attr.is_ref() or attr.type != _TENSOR:
+        raise ValueError(f"attribute {name!r} is no tensor that is known")
+    return attr.value
 
 
 def axis_of(axis: int, rank: int, *, end: int = 0) -> int:

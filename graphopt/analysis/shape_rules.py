@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphopt.analysis import dims, shape_values
-from graphopt.analysis.shape_attrs import attr_int, attr_ints, axis_of, optional_input
+from graphopt.analysis.shape_attrs import attr_int, attr_ints, attr_tensor, axis_of, optional_input
 from graphopt.analysis.shape_control import infer_if, infer_loop, infer_scan
 from graphopt.analysis.shape_matmul import infer_matmul
 from graphopt.analysis.shape_result import Result
@@ -249,8 +249,7 @@ def _expand(s: Shapes, node: ir.Node) -> Sequence[Result]:
 def _constant_of_shape(s: Shapes, node: ir.Node) -> Sequence[Result]:
     from graphopt import ir
 
-    value = node.attributes.get("value")
-    tensor = value.value if value is not None else None  # as_tensor() checks a runtime protocol, which is slow
+    tensor = attr_tensor(node, "value")
     dtype = ir.DataType.FLOAT if tensor is None else tensor.dtype
     wanted = s.values(node.inputs[0])
     if wanted is None:
