@@ -7,7 +7,6 @@ how pieces become batches of a model's inputs (samples.py), and feeds of one run
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

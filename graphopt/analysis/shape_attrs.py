@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphopt.ir.attrtypes import TENSOR
+
 if TYPE_CHECKING:
     from graphopt import ir
-
-
-_TENSOR = 4
-"""AttributeProto.AttributeType in onnx.proto."""
 
 
 def attr_int(node: ir.Node, name: str, default: int) -> int:
@@ -36,7 +34,7 @@ def attr_tensor(node: ir.Node, name: str) -> ir.TensorProtocol | None:
     attr = node.attributes.get(name)
     if attr is None:
         return None
-    if attr.is_ref() or attr.type != _TENSOR:
+    if attr.is_ref() or attr.type != TENSOR:
         raise ValueError(f"attribute {name!r} is no tensor that is known")
     return attr.value
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from graphopt.errors import GraphoptError
 from graphopt.frontends.external import check_entries
+from graphopt.ir.attrtypes import GRAPH, GRAPHS, TENSOR, TENSORS
 
 _EXTERNAL = 1
-_TENSOR, _GRAPH, _TENSORS, _GRAPHS = 4, 5, 9, 10
 _STRING = 8
 # The field that holds elements which are not raw, and how many of its items one element takes.
 _FIELDS = {1: ("float_data", 1), 7: ("int64_data", 1), 8: ("string_data", 1), 11: ("double_data", 1)} | {
@@ -48,12 +48,12 @@ def _tensors(proto: Any, path: object) -> Iterator[tuple[str, Any]]:
             yield f"initializer {tensor.name!r}", tensor
         for node in nodes:
             for attr in node.attribute:
-                if attr.type in (_TENSOR, _TENSORS):
-                    found = [attr.t] if attr.type == _TENSOR and attr.HasField("t") else attr.tensors
+                if attr.type in (TENSOR, TENSORS):
+                    found = [attr.t] if attr.type == TENSOR and attr.HasField("t") else attr.tensors
                     for tensor in found:
                         yield f"attribute {attr.name!r} of {node.op_type} node {node.name!r}", tensor
-                elif attr.type in (_GRAPH, _GRAPHS):
-                    for graph in [attr.g] if attr.type == _GRAPH else attr.graphs:
+                elif attr.type in (GRAPH, GRAPHS):
+                    for graph in [attr.g] if attr.type == GRAPH else attr.graphs:
                         stack.append((graph.initializer, graph.node))
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphopt.ir.attrtypes import GRAPH, GRAPHS
+
 if TYPE_CHECKING:
     from graphopt import ir
-
-
-# AttributeProto.AttributeType in onnx.proto: naming onnx_ir's enum would import it, or look it up at each call.
-_GRAPH, _GRAPHS = 5, 10
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Scope:
 def has_subgraphs(node: ir.Node) -> bool:
     """Whether `subgraphs` gives anything. Walks over all nodes ask this, so it reads the dict behind the attributes."""
     for attr in node.attributes.data.values():  # noqa: SIM110 (any() makes a generator, for each of very many nodes)
-        if attr.type in (_GRAPH, _GRAPHS):
+        if attr.type in (GRAPH, GRAPHS):
             return True
     return False
 
@@ -37,9 +35,9 @@ def has_subgraphs(node: ir.Node) -> bool:
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     """The graphs that are attributes of a node, by attribute name."""
     for name, attr in node.attributes.items():
-        if attr.type == _GRAPH and not attr.is_ref():
+        if attr.type == GRAPH and not attr.is_ref():
             yield name, attr.as_graph()
-        elif attr.type == _GRAPHS and not attr.is_ref():
+        elif attr.type == GRAPHS and not attr.is_ref():
             for index, graph in enumerate(attr.as_graphs()):
                 yield f"{name}[{index}]", graph
 

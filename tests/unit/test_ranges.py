@@ -117,3 +117,17 @@ def test_long_chains_do_not_recurse() -> None:
 def test_unknown_ops_and_absent_values() -> None:
     values, ranges = _ranges("g (float[3] x) => (float[3] y) { y = Div (x, x) }")
     assert ranges.of(values["y"]) == Interval() == ranges.of(None)
+
+
+def test_a_tensor_that_the_caller_of_a_function_gives_is_not_known() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (int64[1] n) => (int64[M] y) { y = own.filled <of = int64[1] {7}> (n) }
+    <domain: "own", opset_import: ["" : 21]> filled <of> (n) => (y) { a = ConstantOfShape <value: tensor = @of> (n)
+        y = Identity (a) }"""
+    model = ir.from_onnx_text(text)
+    shapes = Shapes(model)
+    shapes.infer()
+    (function,) = model.functions.values()
+    inner = function[0].outputs[0]
+    assert shapes.dtype(inner) in (None, ir.DataType.INT64), "float32 is the type of an attribute that is absent"
+    assert not Ranges(model, shapes).of(inner).within(0, 0)

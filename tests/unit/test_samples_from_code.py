@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from graphopt.errors import GraphoptError
+from graphopt.manager.codefile import run_file
 from graphopt.samples import open_samples
 from graphopt.target import TensorSpec
 
@@ -154,3 +156,10 @@ def test_a_real_loader() -> None:
     torch = pytest.importorskip("torch")
     data = torch.utils.data.TensorDataset(torch.arange(30.0).reshape(10, 3), torch.arange(10))
     assert sizes(torch.utils.data.DataLoader(data, batch_size=4)) == [8, 2]
+
+
+def test_code_that_users_name_leaves_no_bytecode_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as on a machine where nobody has set it
+    (tmp_path / "own.py").write_text("answer = 42")
+    assert run_file(tmp_path / "own.py", "test_").answer == 42
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"] and not sys.dont_write_bytecode

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.analysis.ranges import Ranges
 from graphopt.analysis.shapes import Shapes, bind_dims, set_input_shapes
 from graphopt.errors import GraphoptError
 
@@ -439,17 +438,3 @@ def test_an_initializer_is_its_tensor() -> None:
     model.graph.initializers["w"].shape = ir.Shape([9])
     assert Shapes(model).infer().static(model.graph.initializers["w"]) == (2,)
     assert np.array_equal(model.graph.initializers["w"].const_value.numpy(), [1, 2])
-
-
-def test_a_tensor_that_the_caller_of_a_function_gives_is_not_known() -> None:
-    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
-    g (int64[1] n) => (int64[M] y) { y = own.filled <of = int64[1] {7}> (n) }
-    <domain: "own", opset_import: ["" : 21]> filled <of> (n) => (y) { a = ConstantOfShape <value: tensor = @of> (n)
-        y = Identity (a) }"""
-    model = ir.from_onnx_text(text)
-    shapes = Shapes(model)
-    shapes.infer()
-    (function,) = model.functions.values()
-    inner = function[0].outputs[0]
-    assert shapes.dtype(inner) in (None, ir.DataType.INT64), "float32 is the type of an attribute that is absent"
-    assert not Ranges(model, shapes).of(inner).within(0, 0)
